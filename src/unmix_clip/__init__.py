@@ -1,0 +1,3 @@
+"""unmix-clip."""
+
+__version__ = "0.1.0"

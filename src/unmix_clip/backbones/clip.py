@@ -1,0 +1,234 @@
+"""`FrozenClip`: one adapter over every supported open_clip model; pictures and texts in, features out.
+
+It wraps the model as it is, runs the image tower once for pooled and dense features (`dense.py`), and never
+changes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import open_clip
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP, CustomTextCLIP
+from torch import Tensor, nn
+
+from unmix_clip.backbones.dense import (
+    DENSE_STRATEGIES,
+    DenseStrategy,
+    encode_pixels,
+    native_input_hw,
+    total_stride,
+    tower_family,
+)
+from unmix_clip.backbones.identity import BackboneIdentity, activation_of, digest_weights
+from unmix_clip.backbones.preprocess import TILES, Preprocessing
+from unmix_clip.errors import InputError
+
+
+class Tokenizer(Protocol):
+    """Texts -> token ids (T, L) int64; with a method `unknown_words(text)` when its vocabulary is closed."""
+
+    def __call__(self, texts: list[str], /) -> Tensor:
+        """Tokenize."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the image side gives for a batch; float32, not normalised, in the space of the text features."""
+
+    pooled: Tensor  # (B, D), as the model's own encode_image
+    patches: Tensor  # (B, N, D), one feature a location, row-major
+    grid_hw: tuple[int, int]  # rows and columns of locations, N = rows * columns
+
+
+class FrozenClip(nn.Module):
+    """A CLIP that nothing trains: eval mode, no gradients, `.train()` changes nothing.
+
+    Args:
+        model: an `open_clip.CLIP` or `open_clip.CustomTextCLIP`; it is frozen in place.
+        tokenizer: the model's own.
+        preprocess: how pictures become pixels; its input size must suit the image tower.
+        name: the architecture, for the identity.
+        tag: where the weights came from, for the identity.
+        dense: name of the dense strategy.
+        weights_digest: the digest of the weights where it is known already, else computed.
+    """
+
+    model: CLIP | CustomTextCLIP
+
+    def __init__(
+        self,
+        model: CLIP | CustomTextCLIP,
+        tokenizer: Tokenizer,
+        preprocess: Preprocessing,
+        *,
+        name: str,
+        tag: str,
+        dense: str = "maskclip",
+        weights_digest: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        super().train(False)
+        self.tokenizer, self.preprocess = tokenizer, preprocess
+        self._strategy = _dense_strategy(dense, tower_family(model.visual), name)
+        _require_size(preprocess.input_hw, model.visual, name)
+        self.identity = BackboneIdentity(
+            name=name,
+            tag=tag,
+            activation=activation_of(model),
+            dense=dense,
+            last_stage_stride=last_stage_stride(model.visual),
+            preprocessing=preprocess,
+            weights_digest=weights_digest or digest_weights(model),
+            open_clip_version=open_clip.__version__,
+        )
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of pooled, dense and text features."""
+        visual = self.model.visual
+        return visual.output_dim if hasattr(visual, "output_dim") else visual.trunk.num_features
+
+    @property
+    def input_hw(self) -> tuple[int, int]:
+        """Rows and columns of pixels that the model sees at a time."""
+        return self.preprocess.input_hw
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of locations that a preprocessed picture gives, all tiles together."""
+        rows, columns = self._grid_of(self.input_hw)
+        tiles = TILES if self.preprocess.mode == "tile" else 1
+        return (tiles * rows, tiles * columns)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; pixels and tokens are brought there."""
+        return next(self.model.parameters()).device
+
+    def train(self, mode: bool = True) -> Self:
+        """Do nothing: a frozen CLIP stays in eval mode, also inside a module that is trained."""
+        return self
+
+    def with_options(self, preprocess: Preprocessing | None = None, dense: str | None = None) -> "FrozenClip":
+        """Return the same weights with another preprocessing or dense strategy; no copy, no new digest."""
+        return FrozenClip(
+            self.model,
+            self.tokenizer,
+            preprocess or self.preprocess,
+            name=self.identity.name,
+            tag=self.identity.tag,
+            dense=dense or self.identity.dense,
+            weights_digest=self.identity.weights_digest,
+        )
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Features:
+        """Encode pictures that `preprocess.to_pixels` made, in one pass of the image tower.
+
+        Args:
+            pixels: (B, 3, H, W) float32, normalised, of any size that is a multiple of the total stride; or
+                tiles (B, T, 3, H, W), whose dense features are put together to one grid and whose pooled
+                feature is the mean of the L2-normalised pooled features of the tiles.
+        """
+        if pixels.ndim == 5:
+            return self._encode_tiles(pixels)
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise InputError(
+                f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}, expected float32 (B, 3, H, W): "
+                "use preprocess.to_pixels(image) and torch.stack"
+            )
+        size_hw = (pixels.shape[-2], pixels.shape[-1])
+        _require_size(size_hw, self.model.visual, self.identity.name)
+        encoded = encode_pixels(self.model.visual, pixels.to(self.device), self._strategy)
+        return Features(encoded.pooled.float(), encoded.dense.float(), self._grid_of(size_hw))
+
+    def encode_pictures(self, images: Sequence[PIL.Image.Image], batch_size: int = 16) -> Features:
+        """Preprocess and encode pictures, `batch_size` at a time."""
+        if not images:
+            raise InputError("no pictures to encode: pass at least one")
+        parts = [
+            self.encode_images(torch.stack([self.preprocess.to_pixels(image) for image in images[i : i + batch_size]]))
+            for i in range(0, len(images), batch_size)
+        ]
+        pooled, patches = (
+            torch.cat([part.pooled for part in parts]),
+            torch.cat([part.patches for part in parts]),
+        )
+        return Features(pooled, patches, parts[0].grid_hw)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Encode texts with the model's own tokenizer and encode_text: (T, D) float32, not normalised."""
+        if isinstance(texts, str):
+            raise InputError(f"encode_texts takes a list of texts, found the single text {texts!r}: pass [{texts!r}]")
+        features = [
+            self.model.encode_text(self.tokenizer(list(texts[i : i + batch_size])).to(self.device)).float()
+            for i in range(0, len(texts), batch_size)
+        ]
+        return torch.cat(features) if features else torch.empty(0, self.embed_dim, device=self.device)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that the model was never taught; always empty for an open vocabulary."""
+        lookup = getattr(self.tokenizer, "unknown_words", None)
+        return lookup(text) if lookup else []
+
+    def require_known(self, names: Sequence[str]) -> None:
+        """Raise InputError that lists the class names which this backbone cannot know."""
+        unknown = [name for name in names if self.unknown_words(name)]
+        if unknown:
+            raise InputError(
+                f"the backbone {self.identity.name} does not know {', '.join(map(repr, unknown))}: use names of "
+                "its own small vocabulary, or a CLIP with an open one (--backbone RN101:openai)"
+            )
+
+    def _encode_tiles(self, pixels: Tensor) -> Features:
+        """(B, T, 3, H, W) -> features of the whole pictures."""
+        if pixels.shape[1] != TILES**2:
+            raise InputError(f"found {pixels.shape[1]} tiles a picture, expected {TILES**2} ({TILES} x {TILES})")
+        tiles = self.encode_images(pixels.flatten(0, 1))
+        rows, columns = tiles.grid_hw
+        patches = tiles.patches.unflatten(1, (rows, columns)).unflatten(0, (-1, TILES, TILES))
+        patches = patches.transpose(2, 3).flatten(1, 4)  # (B, T rows, h, T columns, w, D) -> (B, N, D)
+        pooled = F.normalize(tiles.pooled, dim=-1).unflatten(0, (-1, TILES**2)).mean(dim=1)
+        return Features(pooled, patches, (TILES * rows, TILES * columns))
+
+    def _grid_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        stride_hw = total_stride(self.model.visual)
+        return (size_hw[0] // stride_hw[0], size_hw[1] // stride_hw[1])
+
+
+def last_stage_stride(visual: nn.Module) -> int | None:
+    """Return the stride of a ModifiedResNet's last stage, None for other image towers."""
+    return int(visual.layer4[0].stride) if tower_family(visual) == "modified_resnet" else None  # type: ignore
+
+
+def _dense_strategy(dense: str, family: str | None, name: str) -> DenseStrategy:
+    """Look a dense strategy up and see that it is defined for this family of towers."""
+    if family is None:
+        raise InputError(
+            f"the image tower of {name} is not supported: use a ModifiedResNet (RN50, RN101, ...), "
+            "a ViT (ViT-B-32, ...) or a SigLIP (ViT-B-16-SigLIP, ...)"
+        )
+    fitting = [key for key, strategy in DENSE_STRATEGIES.items() if getattr(strategy, family) is not None]
+    if dense not in fitting:
+        raise InputError(f"dense strategy {dense!r} does not exist for {name}: choose one of {', '.join(fitting)}")
+    return DENSE_STRATEGIES[dense]
+
+
+def _require_size(size_hw: tuple[int, int], visual: nn.Module, name: str) -> None:
+    """Raise InputError unless an input size is a multiple of the total stride, or the model's own."""
+    stride_hw = total_stride(visual)
+    fits = all(size > 0 and size % stride == 0 for size, stride in zip(size_hw, stride_hw, strict=True))
+    if fits or size_hw == native_input_hw(visual):
+        return
+    below = [max(1, size // stride) * stride for size, stride in zip(size_hw, stride_hw, strict=True)]
+    above = [-(-size // stride) * stride for size, stride in zip(size_hw, stride_hw, strict=True)]
+    raise InputError(
+        f"image size {size_hw[0]}x{size_hw[1]} does not suit {name}: rows and columns must be multiples of "
+        f"{stride_hw[0]}, the pixels of one location; use {below[0]}x{below[1]} or {above[0]}x{above[1]}"
+    )

@@ -1,0 +1,1 @@
+"""The rivals, behind the same scoring interface as the method itself."""

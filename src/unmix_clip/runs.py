@@ -1,0 +1,109 @@
+"""A run on disk: config.json, model.safetensors, metrics.json. What `train` writes and everything else reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from unmix_clip.backbones.clip import FrozenClip
+from unmix_clip.backbones.identity import BackboneIdentity, require_same
+from unmix_clip.config import config_from_dict
+from unmix_clip.errors import InputError
+from unmix_clip.files import make_folder, read_json, write_json, written_whole
+from unmix_clip.method.model import UnmixModel
+from unmix_clip.provenance import versions
+from unmix_clip.vocabulary import Prompts
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Operating points, fitted on pictures that the score was not trained on."""
+
+    tag: float
+    """Logit (or score) from which a class counts as present; maximises OF1."""
+    background: float
+    """Map value under which a location is background; maximises mIoU with background."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with everything that it needs to be used or refused."""
+
+    model: UnmixModel
+    classes: tuple[str, ...]
+    prompts: Prompts
+    backbone_spec: str
+    identity: BackboneIdentity
+    thresholds: Thresholds
+    data: str
+    """The data set that it was trained on."""
+
+
+def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
+    """Write a run; each file appears whole, `config.json` last."""
+    make_folder(folder)
+    with written_whole(folder / "model.safetensors") as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}, temporary)
+    write_json(folder / "metrics.json", metrics)
+    write_json(
+        folder / "config.json",
+        {
+            "format": FORMAT,
+            "train": run.model.config.to_dict(),
+            "classes": run.classes,
+            "prompts": {"positive": run.prompts.positive, "negative": run.prompts.negative},
+            "backbone_spec": run.backbone_spec,
+            "backbone": run.identity.to_dict(),
+            "thresholds": vars(run.thresholds),
+            "data": run.data,
+            "versions": versions(),
+        },
+    )
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        InputError: the folder is no run, or a file of it is damaged or of another format.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}; expected a run that `unmix-clip train --out {folder}` writes")
+    config = read_json(folder / "config.json", "run")
+    if config.get("format") != FORMAT:
+        raise InputError(f"{folder} has run format {config.get('format')!r}; this version reads {FORMAT}: train it again")
+    try:
+        identity = BackboneIdentity.from_dict(config["backbone"])
+        state = load_file(folder / "model.safetensors")
+        # All weights have the backbone's width on one side; the image projector's tells it.
+        model = UnmixModel(config_from_dict(config["train"]), state["image.weight"].shape[1])
+        model.load_state_dict(state)
+        return Run(
+            model=model.eval().requires_grad_(False),
+            classes=tuple(config["classes"]),
+            prompts=Prompts(**config["prompts"]),
+            backbone_spec=config["backbone_spec"],
+            identity=identity,
+            thresholds=Thresholds(**config["thresholds"]),
+            data=config["data"],
+        )
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no model.safetensors: the run is not finished; train with --resume") from None
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder} is not a readable run ({type(error).__name__}: {error}); train it again") from None
+
+
+def require_backbone(run: Run, backbone: FrozenClip) -> None:
+    """Raise InputError unless `backbone` gives the features that the run was trained on."""
+    require_same(run.identity, backbone.identity)
+
+
+def class_texts_of(backbone: FrozenClip, prompts: Prompts, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the backbone's features (C, D) of the positive and of the negative prompts of some names."""
+    backbone.require_known(names)
+    return tuple(backbone.encode_texts([t.format(n) for n in names]) for t in (prompts.positive, prompts.negative))  # type: ignore[return-value]
