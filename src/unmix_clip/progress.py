@@ -36,10 +36,11 @@ def progress_bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[C
         BarColumn(bar_width=24),
         TextColumn("{task.completed:,}/{task.total:,}"),
         _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = 200  # a log file need not wrap
+    with Progress(*columns, console=console) as progress:
         yield Counter(progress, progress.add_task(title, total=total, completed=done, unit=unit, note=""))
