@@ -88,7 +88,13 @@ def test_other_content_size_view_or_weights_give_another_store(clip, mini, tmp_p
     state = {k: v.clone() for k, v in changed.model.state_dict().items()}
     state["visual.conv1.weight"][0, 0, 0, 0] += 1e-3
     changed.model.load_state_dict(state)
-    folders.add(store_features(changed.__class__(changed.model, changed.tokenizer, changed.preprocess, name="mini", tag="x"), data, cache=tmp_path).folder)
+    folders.add(
+        store_features(
+            changed.__class__(changed.model, changed.tokenizer, changed.preprocess, name="mini", tag="x"),
+            data,
+            cache=tmp_path,
+        ).folder
+    )
     assert len(folders) == 8
 
 

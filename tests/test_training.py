@@ -71,18 +71,18 @@ def test_a_resumed_run_ends_with_the_very_same_weights(tmp_path):
     config = TrainConfig(**{**SMALL.to_dict(), "views": 2, "text_norm": True})
     whole = fit(config, data)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill_after_three(model):
         kill_after_three.calls += 1
         if kill_after_three.calls == 4:
-            raise Killed
+            raise KilledError
         return {}
 
     kill_after_three.calls = 0
     checkpoint = tmp_path / "checkpoint.pt"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(config, data, checkpoint=checkpoint, validate=kill_after_three)
     resumed = fit(config, data, checkpoint=checkpoint, resume=True)
     assert torch.equal(weights(resumed), weights(whole))

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -136,9 +137,9 @@ def _fill(
     write_json(folder / "meta.json", {**description, "grid_hw": grid_hw, "arrays": shapes})
     counter = folder / "done"
     done = int(counter.read_text()) if counter.exists() else 0
-    mode = "r+" if done else "w+"
+    mode: Literal["r+", "w+"] = "r+" if done else "w+"
     arrays = {
-        name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode=mode, shape=tuple(shape))
+        name: np.memmap(folder / f"{name}.bin", dtype=np.dtype(dtype), mode=mode, shape=tuple(shape))
         for name, (dtype, shape) in shapes.items()
     }
     title = f"features of {dataset.spec}" + (f", view {view}" if view else "")

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -12,22 +11,13 @@ from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.backbones.identity import BackboneIdentity, require_same
 from unmix_clip.config import config_from_dict
 from unmix_clip.errors import InputError
+from unmix_clip.evaluator import Thresholds
 from unmix_clip.files import make_folder, read_json, write_json, written_whole
 from unmix_clip.method.model import UnmixModel
 from unmix_clip.provenance import versions
 from unmix_clip.vocabulary import Prompts
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Operating points, fitted on pictures that the score was not trained on."""
-
-    tag: float
-    """Logit (or score) from which a class counts as present; maximises OF1."""
-    background: float
-    """Map value under which a location is background; maximises mIoU with background."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,9 @@ def load_run(folder: Path) -> Run:
         raise InputError(f"no folder {folder}; expected a run that `unmix-clip train --out {folder}` writes")
     config = read_json(folder / "config.json", "run")
     if config.get("format") != FORMAT:
-        raise InputError(f"{folder} has run format {config.get('format')!r}; this version reads {FORMAT}: train it again")
+        raise InputError(
+            f"{folder} has run format {config.get('format')!r}; this version reads {FORMAT}: train it again"
+        )
     try:
         identity = BackboneIdentity.from_dict(config["backbone"])
         state = load_file(folder / "model.safetensors")
@@ -101,9 +93,3 @@ def load_run(folder: Path) -> Run:
 def require_backbone(run: Run, backbone: FrozenClip) -> None:
     """Raise InputError unless `backbone` gives the features that the run was trained on."""
     require_same(run.identity, backbone.identity)
-
-
-def class_texts_of(backbone: FrozenClip, prompts: Prompts, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the backbone's features (C, D) of the positive and of the negative prompts of some names."""
-    backbone.require_known(names)
-    return tuple(backbone.encode_texts([t.format(n) for n in names]) for t in (prompts.positive, prompts.negative))  # type: ignore[return-value]

@@ -196,13 +196,12 @@ def _save_checkpoint(path: Path, state: FitState, config: TrainConfig) -> None:
 
 def _load_checkpoint(path: Path, state: FitState, config: TrainConfig) -> None:
     contents = torch.load(path, weights_only=True)
-    wanted = config.to_dict()
-    if contents["config"] != wanted:
-        changed = [
-            f"{k} {contents['config'].get(k)!r}, now {v!r}" for k, v in wanted.items() if contents["config"].get(k) != v
-        ]
+    old, wanted = contents["config"], config.to_dict()
+    if old != wanted:
+        changed = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in wanted.items() if old.get(k) != v]
         raise InputError(
-            f"cannot resume {path.parent}: it was started with {'; '.join(changed)}; use the same settings or another --out"
+            f"cannot resume {path.parent}: it was started with {'; '.join(changed)}; "
+            "use the same settings or another --out"
         )
     state.model.load_state_dict(contents["model"])
     state.optimizer.load_state_dict(contents["optimizer"])

@@ -96,11 +96,22 @@ def test_tiles_are_encoded_alone_and_put_together_to_one_grid(tiny):
         clip.encode_images(torch.randn(1, 3, 3, 64, 96))
 
 
-def test_sizes_that_are_no_multiple_of_the_stride_are_refused_with_the_nearest_that_are(tiny):
-    with pytest.raises(InputError, match=r"336x224 .* multiples of 32.* use 320x224 or 352x224"):
-        tiny("RN").encode_images(torch.randn(1, 3, 336, 224))
-    with pytest.raises(InputError, match="use 16x16 or 16x16"):
-        tiny("ViT").with_options(replace(tiny("ViT").preprocess, input_hw=(10, 10)))
+def test_sizes_that_are_no_multiple_of_the_stride_are_filled_up_with_the_mean_colour(tiny):
+    clip = tiny("RN")
+    pixels = torch.randn(1, 3, 80, 64)
+    filled = torch.zeros(1, 3, 96, 64)
+    filled[:, :, :80] = pixels
+    found, expected = clip.encode_images(pixels), clip.encode_images(filled)
+    assert found.grid_hw == (3, 2)
+    torch.testing.assert_close(found.patches, expected.patches)
+
+
+def test_a_picture_fills_what_was_asked_and_the_rest_of_the_canvas_is_padding(tiny):
+    clip = tiny("RN").with_options(replace(tiny("RN").preprocess, input_hw=(80, 64)))
+    assert clip.preprocess.canvas_hw == (96, 64)
+    assert clip.preprocess.content_box((50, 70)) == (0, 0, 80, 64)
+    assert clip.preprocess.to_pixels(pictures()[0]).shape == (3, 96, 64)
+    assert clip.grid_hw == clip.encode_pictures(pictures()).grid_hw == (3, 2)
 
 
 @pytest.mark.parametrize(

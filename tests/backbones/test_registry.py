@@ -128,9 +128,8 @@ def test_a_stride_that_a_tower_cannot_have_is_refused():
         build_backbone("tiny-RN:random", last_stage_stride=3)
 
 
-def test_an_image_size_off_the_grid_is_refused():
-    with pytest.raises(InputError, match="use 224x224 or 256x256"):
-        build_backbone("tiny-RN:random", 230)
+def test_an_image_size_off_the_grid_gets_a_grid_that_covers_it():
+    assert build_backbone("tiny-RN:random", 230).grid_hw == (8, 8)
 
 
 def test_colours_are_openais_or_siglips_as_published():

@@ -5,7 +5,7 @@ changes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import open_clip
@@ -73,16 +73,16 @@ class FrozenClip(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
         super().train(False)
-        self.tokenizer, self.preprocess = tokenizer, preprocess
+        self.tokenizer = tokenizer
         self._strategy = _dense_strategy(dense, tower_family(model.visual), name)
-        _require_size(preprocess.input_hw, model.visual, name)
+        self.preprocess = replace(preprocess, multiple_hw=_multiple_for(preprocess.input_hw, model.visual))
         self.identity = BackboneIdentity(
             name=name,
             tag=tag,
             activation=activation_of(model),
             dense=dense,
             last_stage_stride=last_stage_stride(model.visual),
-            preprocessing=preprocess,
+            preprocessing=self.preprocess,
             weights_digest=weights_digest or digest_weights(model),
             open_clip_version=open_clip.__version__,
         )
@@ -101,9 +101,7 @@ class FrozenClip(nn.Module):
     @property
     def grid_hw(self) -> tuple[int, int]:
         """Rows and columns of locations that a preprocessed picture gives, all tiles together."""
-        rows, columns = self._grid_of(self.input_hw)
-        tiles = TILES if self.preprocess.mode == "tile" else 1
-        return (tiles * rows, tiles * columns)
+        return self._grid_of(self.preprocess.canvas_hw)
 
     @property
     def device(self) -> torch.device:
@@ -131,9 +129,10 @@ class FrozenClip(nn.Module):
         """Encode pictures that `preprocess.to_pixels` made, in one pass of the image tower.
 
         Args:
-            pixels: (B, 3, H, W) float32, normalised, of any size that is a multiple of the total stride; or
-                tiles (B, T, 3, H, W), whose dense features are put together to one grid and whose pooled
-                feature is the mean of the L2-normalised pooled features of the tiles.
+            pixels: (B, 3, H, W) float32, normalised, of any size: what is missing to a multiple of the total stride
+                is filled up at the bottom and right with the mean colour; or tiles (B, T, 3, H, W), whose dense
+                features are put together to one grid and whose pooled feature is the mean of the L2-normalised
+                pooled features of the tiles.
         """
         if pixels.ndim == 5:
             return self._encode_tiles(pixels)
@@ -143,9 +142,11 @@ class FrozenClip(nn.Module):
                 "use preprocess.to_pixels(image) and torch.stack"
             )
         size_hw = (pixels.shape[-2], pixels.shape[-1])
-        _require_size(size_hw, self.model.visual, self.identity.name)
-        encoded = encode_pixels(self.model.visual, pixels.to(self.device), self._strategy)
-        return Features(encoded.pooled.float(), encoded.dense.float(), self._grid_of(size_hw))
+        multiple_hw = _multiple_for(size_hw, self.model.visual)
+        missing = [-size % multiple for size, multiple in zip(size_hw, multiple_hw, strict=True)]
+        whole = F.pad(pixels.to(self.device), (0, missing[1], 0, missing[0]))  # zero is the mean colour
+        encoded = encode_pixels(self.model.visual, whole, self._strategy)
+        return Features(encoded.pooled.float(), encoded.dense.float(), self._grid_of(whole.shape[-2:]))
 
     def encode_pictures(self, images: Sequence[PIL.Image.Image], batch_size: int = 16) -> Features:
         """Preprocess and encode pictures, `batch_size` at a time."""
@@ -197,7 +198,7 @@ class FrozenClip(nn.Module):
         pooled = F.normalize(tiles.pooled, dim=-1).unflatten(0, (-1, TILES**2)).mean(dim=1)
         return Features(pooled, patches, (TILES * rows, TILES * columns))
 
-    def _grid_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+    def _grid_of(self, size_hw: Sequence[int]) -> tuple[int, int]:
         stride_hw = total_stride(self.model.visual)
         return (size_hw[0] // stride_hw[0], size_hw[1] // stride_hw[1])
 
@@ -220,15 +221,6 @@ def _dense_strategy(dense: str, family: str | None, name: str) -> DenseStrategy:
     return DENSE_STRATEGIES[dense]
 
 
-def _require_size(size_hw: tuple[int, int], visual: nn.Module, name: str) -> None:
-    """Raise InputError unless an input size is a multiple of the total stride, or the model's own."""
-    stride_hw = total_stride(visual)
-    fits = all(size > 0 and size % stride == 0 for size, stride in zip(size_hw, stride_hw, strict=True))
-    if fits or size_hw == native_input_hw(visual):
-        return
-    below = [max(1, size // stride) * stride for size, stride in zip(size_hw, stride_hw, strict=True)]
-    above = [-(-size // stride) * stride for size, stride in zip(size_hw, stride_hw, strict=True)]
-    raise InputError(
-        f"image size {size_hw[0]}x{size_hw[1]} does not suit {name}: rows and columns must be multiples of "
-        f"{stride_hw[0]}, the pixels of one location; use {below[0]}x{below[1]} or {above[0]}x{above[1]}"
-    )
+def _multiple_for(size_hw: tuple[int, int], visual: nn.Module) -> tuple[int, int]:
+    """What sizes must be multiples of: the total stride, but a tower's own native size is taken as it is."""
+    return (1, 1) if size_hw == native_input_hw(visual) else total_stride(visual)

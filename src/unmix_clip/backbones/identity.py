@@ -50,6 +50,12 @@ class BackboneIdentity:
         """Return the fields as JSON can hold them."""
         return {**vars(self), "preprocessing": self.preprocessing.to_dict()}
 
+    def compared(self) -> dict[str, Any]:
+        """Return the compared fields, those of the preprocessing one by one as `preprocessing.mode` and so on."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
+        preprocessing = values.pop("preprocessing").to_dict()
+        return values | {f"preprocessing.{name}": value for name, value in preprocessing.items()}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BackboneIdentity":
         """Read what `to_dict` gave; raises InputError when fields are missing or unknown."""
@@ -67,7 +73,7 @@ def require_same(expected: BackboneIdentity, actual: BackboneIdentity) -> None:
     """
     if expected == actual:
         return
-    before, now = _comparable(expected), _comparable(actual)
+    before, now = expected.compared(), actual.compared()
     differences = [f"{name} {before[name]} there, {now[name]} here" for name in before if before[name] != now[name]]
     raise InputError(
         f"this was made with the backbone {expected.name}:{expected.tag}, here is {actual.name}:{actual.tag}: "
@@ -101,13 +107,6 @@ def _require_fields(kind: type[BackboneIdentity] | type[Preprocessing], values: 
             f"a saved {kind.__name__} has the fields {sorted(found)}, expected {sorted(expected)}: "
             "it was written by another version of unmix-clip; make it again or use that version"
         )
-
-
-def _comparable(identity: BackboneIdentity) -> dict[str, Any]:
-    """Return the compared fields, those of the preprocessing one by one as `preprocessing.mode` and so on."""
-    compared = {item.name: getattr(identity, item.name) for item in fields(identity) if item.compare}
-    preprocessing = compared.pop("preprocessing").to_dict()
-    return compared | {f"preprocessing.{name}": value for name, value in preprocessing.items()}
 
 
 def _raw_bytes(tensor: Tensor) -> memoryview:

@@ -39,9 +39,11 @@ class Preprocessing:
     """Standard deviation of the colours, RGB in [0, 1]."""
     interpolation: str = "bicubic"
     """How pictures are resized: `bicubic`, `bilinear` or `nearest`, antialiased by Pillow."""
+    multiple_hw: tuple[int, int] = (1, 1)
+    """The model needs rows and columns that are multiples of these: the canvas is filled up with the mean colour."""
 
     def __post_init__(self) -> None:
-        for field in ("input_hw", "mean", "std"):  # lists come from JSON
+        for field in ("input_hw", "mean", "std", "multiple_hw"):  # lists come from JSON
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if self.mode not in MODES:
             raise InputError(f"preprocessing mode {self.mode!r} is unknown: choose one of {', '.join(MODES)}")
@@ -54,13 +56,17 @@ class Preprocessing:
     def canvas_hw(self) -> tuple[int, int]:
         """Rows and columns of pixels that the picture is drawn on: the input size, or all tiles together."""
         tiles = TILES if self.mode == "tile" else 1
-        return (tiles * self.input_hw[0], tiles * self.input_hw[1])
+        sizes = zip(self.input_hw, self.multiple_hw, strict=True)
+        rows, columns = (tiles * (size + -size % multiple) for size, multiple in sizes)
+        return (rows, columns)
 
     def content_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the canvas that a picture of this size fills; what is left is padding."""
-        if self.mode != "pad":
+        if self.mode == "tile":
             return self.canvas_hw
-        scale = min(canvas / image for canvas, image in zip(self.canvas_hw, image_hw, strict=True))
+        if self.mode == "squash":
+            return self.input_hw
+        scale = min(size / image for size, image in zip(self.input_hw, image_hw, strict=True))
         rows, columns = (max(1, round(scale * image)) for image in image_hw)
         return (rows, columns)
 

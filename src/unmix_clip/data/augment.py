@@ -1,6 +1,6 @@
 """Augmented views of a training picture, each a pure function of its seed, so that their features can be stored.
 
-RandAugment (arXiv 1909.13719, torchvision's) and Cutout (arXiv 1708.04552) over half of each side, as in the paper's recipe.
+RandAugment (arXiv 1909.13719, torchvision's) and Cutout (arXiv 1708.04552) over half of each side: the paper's recipe.
 """
 
 from collections.abc import Sequence

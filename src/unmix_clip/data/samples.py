@@ -1,10 +1,12 @@
 """What a data set is to the rest of the program."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
+
+from unmix_clip.errors import InputError
 
 IGNORE = -1
 """Mask value of pixels that count for nothing (255 in files)."""
@@ -29,3 +31,42 @@ class Dataset:
     classes: tuple[str, ...]
     samples: Sequence[Sample]
     notes: dict[str, int]
+
+
+def label_matrix(dataset: Dataset) -> np.ndarray:
+    """Return the labels of all pictures (n, C) int8; raises InputError where the data set has none."""
+    rows = [sample.labels for sample in dataset.samples]
+    if not rows or any(row is None for row in rows):
+        raise InputError(f"{dataset.spec} has no labels; expected a data set with labels, such as coco: or table:")
+    return np.stack(rows)  # type: ignore[arg-type]
+
+
+def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """Return the same pictures with the given names only, in data set order; pixels of the others become IGNORE."""
+    kept = [i for i, name in enumerate(dataset.classes) if name in set(names)]
+    if len(kept) == len(dataset.classes):
+        return dataset
+    new_value = np.full(len(dataset.classes) + 1, IGNORE, dtype=np.int32)
+    new_value[0] = 0
+    new_value[[i + 1 for i in kept]] = np.arange(1, len(kept) + 1)
+
+    def select(sample: Sample) -> Sample:
+        load_mask = sample.load_mask
+
+        def load_selected() -> np.ndarray:
+            mask = load_mask()  # type: ignore[misc]
+            return np.where(mask == IGNORE, IGNORE, new_value[mask])
+
+        return replace(
+            sample,
+            labels=None if sample.labels is None else sample.labels[kept],
+            load_mask=None if load_mask is None else load_selected,
+        )
+
+    classes = tuple(dataset.classes[i] for i in kept)
+    return replace(dataset, classes=classes, samples=[select(sample) for sample in dataset.samples])
+
+
+def take(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+    """Return some of the pictures, in the given order."""
+    return replace(dataset, samples=[dataset.samples[i] for i in rows])

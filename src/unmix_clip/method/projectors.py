@@ -18,6 +18,9 @@ class FixedStatisticsNorm(nn.Module):
     (The author's code trains with statistics off and tests with them on, over whatever names are asked.)
     """
 
+    mean: Tensor
+    var: Tensor
+
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -61,6 +64,10 @@ class Projectors(nn.Module):
     Buffers:
         patch_mean, text_mean: (D,) subtracted from L2-normalised inputs; zeros where a recipe does not centre.
     """
+
+    bias: Tensor
+    patch_mean: Tensor
+    text_mean: Tensor
 
     def __init__(self, width: int, out: int, hidden: int, text_norm: bool) -> None:
         super().__init__()

@@ -51,14 +51,18 @@ class Report:
         )
         self.parts.append(f'<div class="tiles">{"".join(cells)}</div>')
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], ours: Sequence[int] = (), note: str = "") -> None:
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], ours: Sequence[int] = (), note: str = ""
+    ) -> None:
         """Add a table; rows whose index is in `ours` stand out."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join(
             f"<tr{' class=ours' if i in ours else ''}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
             for i, row in enumerate(rows)
         )
-        self.parts.append(f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div><small>{html.escape(note)}</small>')
+        self.parts.append(
+            f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div><small>{html.escape(note)}</small>'
+        )
 
     def figure(self, drawn: Figure, caption: str) -> None:
         """Add a figure as an embedded PNG."""

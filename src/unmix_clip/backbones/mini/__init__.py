@@ -49,12 +49,10 @@ def build_mini(image_size: int | None = None) -> FrozenClip:
 
 
 def build_model(config: dict[str, Any]) -> CLIP:
-    """Build the untrained model: a ModifiedResNet whose last stage keeps stride 1 (total stride 16), small text tower."""
+    """Build the untrained model: a ModifiedResNet of total stride 16 and a small text tower."""
     # open_clip sizes the attention pool's position embedding as image_size / 32; ours has twice as many cells a side.
     vision_cfg = CLIPVisionCfg(**config["vision_cfg"], image_size=INPUT_PX * 32 // TOTAL_STRIDE)
-    text_cfg = CLIPTextCfg(
-        **config["text_cfg"], context_length=CONTEXT_LENGTH, vocab_size=len(config["token_ids"])
-    )
+    text_cfg = CLIPTextCfg(**config["text_cfg"], context_length=CONTEXT_LENGTH, vocab_size=len(config["token_ids"]))
     model = CLIP(config["embed_dim"], vision_cfg, text_cfg)
     keep_last_stage_at_stride_1(model.visual)
     return model
@@ -82,7 +80,7 @@ class MiniTokenizer:
         for text in texts:
             if unknown := self.unknown_words(text):
                 raise InputError(
-                    f"the backbone mini does not know the word {unknown[0]!r} (in {text!r}): it knows the {len(self.words)} "
+                    f"the backbone mini does not know the word {unknown[0]!r} (in {text!r}), only the {len(self.words)} "
                     "words of its embedded world; use a name of that world or a real CLIP (--backbone RN101:openai)"
                 )
         return torch.searchsorted(self.token_ids, self._bpe(list(texts)))

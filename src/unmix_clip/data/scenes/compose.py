@@ -26,7 +26,7 @@ COMPANION_SHARE = 0.45
 THEME_SHARE = 0.75
 """Otherwise: probability that the next object comes from the first one's theme (else from anywhere)."""
 MIN_VISIBLE = 0.45
-"""An object is not drawn where it would leave an earlier one with less of its area visible; it is drawn smaller then."""
+"""An object that would leave an earlier one with less of its area visible is moved, or drawn smaller."""
 MIN_SIDE_PX = 16
 """An object of this size is drawn even so."""
 TILTS_DEG = (-20, -10, 0, 10, 20)

@@ -72,8 +72,8 @@ def render_sticker(glyph: str, side_px: int, tilt_deg: int) -> Sticker:
     maps = []
     for image in _master(glyph):
         scale = side_px / max(image.size)
-        size = tuple(max(1, round(length * scale)) for length in image.size)
-        small = image.resize(size, Image.Resampling.BOX)
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        small = image.resize((width, height), Image.Resampling.BOX)
         maps.append(small.rotate(tilt_deg, Image.Resampling.BILINEAR, expand=True))
     box = maps[0].getbbox()
     silhouette, ink = (np.asarray(image.crop(box)) for image in maps)

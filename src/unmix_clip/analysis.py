@@ -1,0 +1,86 @@
+"""`analyze`: how entangled a class list is, for a backbone or for stored text features, before and after unmixing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unmix_clip.backbones import build_backbone
+from unmix_clip.errors import InputError
+from unmix_clip.evaluation.entanglement import cosine_matrix, reduction, text_entanglement
+from unmix_clip.evaluator import evaluate_cross_activation
+from unmix_clip.files import make_folder, written_whole
+from unmix_clip.jobs import Workplace, build_rivals, unmix_method
+from unmix_clip.method.model import ClassTexts
+from unmix_clip.provenance import versions
+from unmix_clip.report.figures import draw_matrices
+from unmix_clip.runs import load_run
+from unmix_clip.unmixer import Unmixer
+from unmix_clip.vocabulary import load_class_list, load_prompts
+
+
+def analyze_classes(
+    classes: str,
+    backbone: str | None,
+    text_features: Path | None,
+    model: Path | None,
+    data: str | None,
+    *,
+    prompts_name: str,
+    top: int,
+    figure: Path | None,
+    cache: Path | None,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return the entanglement of a class list; arguments are those of the command."""
+    names = load_class_list(classes)
+    if text_features is not None:
+        if backbone or model or data:
+            raise InputError("--text-features stands alone; leave out --backbone, --model and --data")
+        before, after, place, unmixed = _load_features(text_features), None, None, None
+        source = str(text_features)
+    else:
+        run = load_run(model) if model else None
+        if run is not None and model is not None:
+            unmixer = Unmixer.from_pretrained(model)
+            place, prompts = Workplace(unmixer.backbone, cache, tell), run.prompts
+        else:
+            place, prompts = Workplace(build_backbone(backbone or "mini"), cache, tell), load_prompts(prompts_name)
+        texts = place.texts(prompts, names)
+        unmixed = None if run is None else unmix_method(run.model, texts)
+        before = texts.positive.numpy()
+        after = None if unmixed is None else unmixed.queries.positive.numpy()
+        source = place.backbone.identity.name
+    result: dict[str, Any] = {"task": "entanglement", "source": source, "n_classes": len(names), "versions": versions()}
+    result |= text_entanglement(before, names, top)
+    if after is not None:
+        result["after"] = text_entanglement(after, names, top)
+        result["reduction"] = reduction(result, result["after"])
+    if data is not None and place is not None:
+        dataset = place.load(data)
+        bench = place.bench(dataset)
+        texts = place.texts(prompts, dataset.classes)
+        plain = build_rivals(["maskclip"], texts, bench)[0]
+        result["pictures"] = {"data": dataset.spec, "plain": evaluate_cross_activation(plain, bench)}
+        if run is not None:
+            result["pictures"]["unmixed"] = evaluate_cross_activation(unmix_method(run.model, texts), bench)
+    if figure is not None:
+        make_folder(figure.parent)
+        matrices = (cosine_matrix(before), None if after is None else cosine_matrix(after))
+        with written_whole(figure) as temporary:
+            draw_matrices(*matrices, names).savefig(temporary, format="png")
+    return result
+
+
+def _load_features(path: Path) -> np.ndarray:
+    try:
+        features = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"no text features at {path}; expected a .npy file of shape (classes, width)") from None
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no readable .npy file ({error}); expected numbers of shape (classes, width)"
+        ) from None
+    return features

@@ -1,0 +1,320 @@
+"""The command line: a table of commands, each a thin function over `jobs`, `prediction` and `demo`.
+
+Exit codes: 0 done, 2 the input is wrong (one line on stderr), 3 done but some inputs failed and are listed.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unmix_clip import __version__
+from unmix_clip.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Measure how a CLIP mixes up classes, unmix it, then tag, localise and segment every object of a picture.",
+)
+
+JsonOption = Annotated[str | None, typer.Option("--json", help="Write the result as JSON to this file; - = stdout.")]
+BackboneOption = Annotated[str, typer.Option("--backbone", help="mini, NAME:TAG, NAME:random or NAME:PATH.")]
+SizeOption = Annotated[int | None, typer.Option("--image-size", help="Side of the input in pixels.")]
+ModeOption = Annotated[str, typer.Option("--mode", help="How pictures meet the input size: squash, pad or tile.")]
+StrideOption = Annotated[int | None, typer.Option("--last-stage-stride", help="1 = a grid twice as fine (ResNets).")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, ...: where the backbone runs.")]
+CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of stored features.")]
+ModelOption = Annotated[Path | None, typer.Option("--model", help="A RUN folder of `train`.")]
+DataOption = Annotated[str, typer.Option("--data", help="scenes[@SPLIT], coco:ROOT@SPLIT, table:FILE.csv, folder:DIR.")]
+TaskOption = Annotated[str, typer.Option("--task", help="recognition or segmentation.")]
+ProtocolOption = Annotated[str, typer.Option("--protocol", help="standard, standard-objects, paper or paper-positive.")]
+FitOption = Annotated[str | None, typer.Option("--fit-data", help="Where training-free methods fit their thresholds.")]
+SkipOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read.")]
+ClassesOption = Annotated[str | None, typer.Option("--classes", help="A file with one name a line, or a,b,c.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seeds everything random.")]
+
+
+@app.callback(invoke_without_command=True)
+def version_option(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Show the version."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: unmix-clip demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for figures, models and report.html.")] = Path("runs/demo"),
+    seeds: Annotated[str, typer.Option(help="Seeds of the projectors, such as 0,1,2.")] = "0,1,2",
+    seed: Annotated[int | None, typer.Option(help="One seed only; overrides --seeds.")] = None,
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Offline, on a CPU: measure entanglement, train the projectors, compare, draw, report."""
+    from unmix_clip.demo import run_demo
+
+    chosen = [seed] if seed is not None else _numbers(seeds, "--seeds")
+    result = run_demo(out, chosen, cache=cache, tell=_tell)
+    _emit(result, json_file)
+    _tell(f"report: {out / 'report.html'}")
+
+
+@app.command(epilog="Example: unmix-clip doctor")
+def doctor(json_file: JsonOption = None) -> None:
+    """Versions, devices, which backbones load offline, what is missing and how to get it."""
+    from unmix_clip.doctor import examine
+
+    _emit(examine(), json_file)
+
+
+@app.command(epilog="Example: unmix-clip analyze --backbone mini --classes fork,knife,cup --model runs/demo/seed0")
+def analyze(
+    classes: Annotated[str, typer.Option("--classes", help="A file with one name a line, or a,b,c.")],
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="mini, NAME:TAG, NAME:random or NAME:PATH.")
+    ] = None,
+    text_features: Annotated[
+        Path | None, typer.Option("--text-features", help="Stored text features (C, D), .npy, instead of a backbone.")
+    ] = None,
+    model: ModelOption = None,
+    data: Annotated[str | None, typer.Option(help="Pictures with masks: adds cross-activation.")] = None,
+    prompts: Annotated[str, typer.Option(help="Entry of prompts.toml.")] = "plain",
+    top: Annotated[int, typer.Option(help="How many confusable pairs to list.")] = 20,
+    figure: Annotated[Path | None, typer.Option(help="Draw the matrix to this PNG.")] = None,
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Entanglement of a class list: mean and spread of the cosines, most confusable pairs; before and after."""
+    from unmix_clip.analysis import analyze_classes
+
+    result = analyze_classes(
+        classes,
+        backbone,
+        text_features,
+        model,
+        data,
+        prompts_name=prompts,
+        top=top,
+        figure=figure,
+        cache=cache,
+        tell=_tell,
+    )
+    _emit(result, json_file)
+
+
+@app.command(epilog="Example: unmix-clip train --data scenes@train --out runs/mine --set mfi_weight=0")
+def train(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="RUN folder: config.json, model.safetensors, metrics.json.")],
+    backbone: BackboneOption = "mini",
+    config: Annotated[str | None, typer.Option(help="A recipe (default, paper) or a TOML file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, again and again.")] = None,
+    val: Annotated[str | None, typer.Option("--val", help="Data for the thresholds; else a tenth is held out.")] = None,
+    labels: Annotated[str, typer.Option(help="all: the labels of the data.")] = "all",
+    classes: ClassesOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    image_size: SizeOption = None,
+    mode: ModeOption = "squash",
+    last_stage_stride: StrideOption = None,
+    device: DeviceOption = "cpu",
+    cache: CacheOption = None,
+    skip_broken: SkipOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Train the two projectors on image labels."""
+    from unmix_clip import jobs
+    from unmix_clip.config import load_config
+    from unmix_clip.files import make_folder
+    from unmix_clip.vocabulary import load_class_list
+
+    if labels != "all":
+        raise InputError(f"--labels is {labels!r}; this version trains on labels only: expected all")
+    settings = load_config(config, overrides or [])
+    names = load_class_list(classes) if classes else None
+    make_folder(out)
+    if (out / "config.json").exists() and not resume:
+        raise InputError(f"{out} already holds a run; choose another --out, or --resume to continue it")
+    place = _workplace(backbone, image_size, mode, last_stage_stride, device, cache, skip_broken)
+    metrics = jobs.train(place, settings, data, out, backbone_spec=backbone, val=val, classes=names, resume=resume)
+    _emit(metrics, json_file)
+    _tell(f"run: {out}")
+    _exit_3_if(place.failures)
+
+
+@app.command(epilog="Example: unmix-clip evaluate --data scenes@test --task recognition --model runs/mine")
+def evaluate(
+    data: DataOption,
+    task: TaskOption,
+    model: ModelOption = None,
+    method: Annotated[
+        str, typer.Option(help="unmix, or a rival: clip, maskclip, maskclip-centred-softmax, ...")
+    ] = "unmix",
+    backbone: Annotated[str | None, typer.Option("--backbone", help="For a rival without --model.")] = None,
+    protocol: ProtocolOption = "standard",
+    fit_data: FitOption = None,
+    image_size: SizeOption = None,
+    mode: ModeOption = "squash",
+    device: DeviceOption = "cpu",
+    cache: CacheOption = None,
+    skip_broken: SkipOption = False,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure one method on one data set under one named protocol."""
+    results, failures = _compare(
+        data, task, [method], model, backbone, protocol, fit_data, image_size, mode, device, cache, skip_broken, seed
+    )
+    _emit(results[0], json_file, table=results)
+    _exit_3_if(failures)
+
+
+@app.command(
+    epilog="Example: unmix-clip compare --data scenes@test --task recognition --methods clip,unmix --model RUN"
+)
+def compare(
+    data: DataOption,
+    task: TaskOption,
+    methods: Annotated[str, typer.Option(help="Comma-separated; all = every method.")] = "all",
+    model: ModelOption = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Where no --model is given.")] = None,
+    protocol: ProtocolOption = "standard",
+    fit_data: FitOption = None,
+    image_size: SizeOption = None,
+    mode: ModeOption = "squash",
+    device: DeviceOption = "cpu",
+    cache: CacheOption = None,
+    skip_broken: SkipOption = False,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure several methods in one run, in one table."""
+    from unmix_clip.jobs import METHODS, RIVALS
+
+    every = METHODS if model else RIVALS
+    chosen = list(every) if methods == "all" else [name.strip() for name in methods.split(",")]
+    results, failures = _compare(
+        data, task, chosen, model, backbone, protocol, fit_data, image_size, mode, device, cache, skip_broken, seed
+    )
+    _emit({"results": results}, json_file, table=results)
+    _exit_3_if(failures)
+
+
+@app.command(epilog="Example: unmix-clip predict --model runs/mine --out predicted photos/ --heatmaps --masks")
+def predict(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, globs.")],
+    model: Annotated[Path, typer.Option("--model", help="A RUN folder of `train`.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions and pictures.")],
+    classes: ClassesOption = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="One overlay a name found.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Indexed masks, and overlays on the picture.")] = False,
+    formats: Annotated[str, typer.Option("--format", help="Some of json,csv,coco.")] = "json",
+    device: DeviceOption = "cpu",
+    json_file: JsonOption = None,
+) -> None:
+    """Tags, heat-maps and masks of pictures."""
+    from unmix_clip.prediction import predict_files
+    from unmix_clip.unmixer import Unmixer
+    from unmix_clip.vocabulary import load_class_list
+
+    names = load_class_list(classes) if classes else None
+    unmixer = Unmixer.from_pretrained(model, device)
+    if names and (new := unmixer.untrained(names)):
+        _tell(f"not trained on: {', '.join(new)}; their scores may be poor")
+    result = predict_files(
+        unmixer, paths, out, classes=names, heatmaps=heatmaps, masks=masks, formats=formats.split(",")
+    )
+    failed = [record for record in result["images"] if record["failure"]]
+    if json_file:
+        _emit(result, json_file)
+    else:
+        for record in result["images"]:
+            tags = ", ".join(f"{label['name']} {label['score']:.2f}" for label in record["labels"])
+            print(f"{record['file']}: {record['failure'] or tags or '-'}")
+    _tell(f"{len(result['images']) - len(failed)} predicted, {len(failed)} failed: {out}")
+    _exit_3_if(failed)
+
+
+def _workplace(
+    backbone: str, image_size: int | None, mode: str, stride: int | None, device: str, cache: Path | None, skip: bool
+) -> Any:
+    from unmix_clip.backbones import build_backbone
+    from unmix_clip.jobs import Workplace
+
+    built = build_backbone(backbone, image_size, mode=mode, last_stage_stride=stride, device=device)
+    return Workplace(built, cache, tell=_tell, skip_broken=skip)
+
+
+def _compare(
+    data: str,
+    task: str,
+    methods: Sequence[str],
+    model: Path | None,
+    backbone: str | None,
+    protocol: str,
+    fit_data: str | None,
+    image_size: int | None,
+    mode: str,
+    device: str,
+    cache: Path | None,
+    skip_broken: bool,
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    from unmix_clip import jobs
+    from unmix_clip.runs import load_run
+    from unmix_clip.unmixer import Unmixer
+
+    if task not in ("recognition", "segmentation"):
+        raise InputError(f"--task is {task!r}; expected recognition or segmentation")
+    run = load_run(model) if model else None
+    if run is not None and model is not None and backbone is None:
+        built = Unmixer.from_pretrained(model, device).backbone
+        place = jobs.Workplace(built, cache, tell=_tell, skip_broken=skip_broken)
+    else:
+        place = _workplace(backbone or "mini", image_size, mode, None, device, cache, skip_broken)
+    results = jobs.compare(place, data, task, methods, run=run, protocol=protocol, fit_data=fit_data, seed=seed)
+    return results, place.failures
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} is {text!r}; expected whole numbers, such as 0,1,2") from None
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _emit(result: dict[str, Any], json_file: str | None, table: Sequence[dict[str, Any]] | None = None) -> None:
+    """Write the result as JSON where asked; else print a table or a summary to stdout."""
+    if json_file == "-":
+        print(json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False))
+        return
+    if json_file:
+        from unmix_clip.files import make_folder, write_json
+
+        make_folder(Path(json_file).parent)
+        write_json(Path(json_file), result)
+    from unmix_clip.report.tables import format_summary, format_table
+
+    print(format_table(table) if table else format_summary(result))
+
+
+def _exit_3_if(failures: Sequence[Any]) -> None:
+    if failures:
+        raise typer.Exit(3)
+
+
+def main() -> None:
+    """Run the command line; wrong input is one line on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"unmix-clip: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,223 @@
+"""The demo: the product's whole argument, offline and on a CPU, in under three minutes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unmix_clip.backbones import build_backbone
+from unmix_clip.config import load_config
+from unmix_clip.evaluation.entanglement import cosine_matrix
+from unmix_clip.evaluator import Method
+from unmix_clip.files import make_folder, write_json, write_text, written_whole
+from unmix_clip.jobs import Trained, Workplace, entanglement_of, provenance
+from unmix_clip.report.figures import QueryRow, draw_curves, draw_matrices, draw_query_maps
+from unmix_clip.report.html import Report, png_bytes
+from unmix_clip.report.tables import align, percent
+from unmix_clip.runs import Run, save_run
+from unmix_clip.study import Measured, Sizes, Study, spread, stopwatch
+from unmix_clip.vocabulary import load_prompts
+
+SIZES = Sizes(train=3000, val=500, test=1000, unseen=500)
+QUERIES = 8
+"""Rows of the figure with query maps."""
+COLUMNS = (
+    ("map", "tags: mAP"),
+    ("of1", "OF1"),
+    ("miou_objects", "masks: object pixels, mIoU"),
+    ("miou_standard", "with background, mIoU"),
+    ("cross_activation", "lights up on other objects"),
+    ("background_activation", "on background"),
+)
+
+
+def run_demo(
+    out: Path, seeds: Sequence[int], *, cache: Path | None, tell: Callable[[str], None], sizes: Sizes = SIZES
+) -> dict[str, Any]:
+    """Measure, train over seeds, compare, draw; returns the demo's JSON, written to demo.json beside report.html."""
+    watch = stopwatch()
+    make_folder(out)
+    study = Study(sizes, Workplace(build_backbone("mini"), cache, tell))
+    config = load_config("default")
+    training = stopwatch()
+    trained = [study.fit(config, seed) for seed in seeds]
+    training_s = training.seconds
+    for seed, one in zip(seeds, trained, strict=True):
+        _save(study, one, out / f"seed{seed}")
+    rivals = study.rivals()
+    plain = {rival.name: study.measure(rival, thresholds) for rival, thresholds in rivals}
+    unmixed = [study.measure_trained(one, "unmix") for one in trained]
+    unseen = {"maskclip": study.measure_unseen(None), "unmix": study.measure_unseen(trained[0])}
+    entanglement = entanglement_of(study.train.classes, trained[0].texts, trained[0].state.model)
+    result = {
+        **provenance(study.place, "demo", study.test.dataset, seeds[0]),
+        "entanglement": {
+            **entanglement,
+            "plain": plain["maskclip"].activation,
+            "unmixed": unmixed[0].activation,
+        },
+        "recognition": _by_method(plain, unmixed, lambda m: m.recognition),
+        "segmentation": _by_method(plain, unmixed, lambda m: m.segmentation["standard"]),
+        "segmentation_objects": _by_method(plain, unmixed, lambda m: m.segmentation["standard-objects"]),
+        "unseen": {name: {key: m.recognition[key] for key in ("map_seen", "map_unseen")} for name, m in unseen.items()},
+        "training_seconds": training_s,
+    }
+    result["artifacts"] = _write_report(out, study, trained, plain, unmixed, result)
+    result["seconds"] = watch.seconds
+    write_json(out / "demo.json", result)
+    for line in _text_table(plain, unmixed):
+        tell(line)
+    return result
+
+
+def _save(study: Study, trained: Trained, folder: Path) -> None:
+    config = trained.state.model.config
+    run = Run(
+        model=trained.state.model,
+        classes=study.train.classes,
+        prompts=load_prompts(config.prompts),
+        backbone_spec="mini",
+        identity=study.place.backbone.identity,
+        thresholds=trained.thresholds,
+        data=study.train.spec,
+    )
+    save_run(run, folder, {"history": trained.state.history, "thresholds": vars(trained.thresholds)})
+
+
+def _by_method(
+    plain: dict[str, Measured], unmixed: Sequence[Measured], pick: Callable[[Measured], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return one result a method; that of `unmix` is the first seed's, with the spread of all beside it."""
+    return {
+        **{name: pick(measured) for name, measured in plain.items()},
+        "unmix": {**pick(unmixed[0]), "spread": spread(unmixed)},
+    }
+
+
+def table_rows(plain: dict[str, Measured], unmixed: Sequence[Measured]) -> list[list[str]]:
+    """Return the table: one row a training-free method, the last row the mean and spread of ours; times 100."""
+    rows = [[name, *(percent(m.figures()[key]) for key, _ in COLUMNS)] for name, m in plain.items()]
+    ours = spread(unmixed)
+    cells = []
+    for key, _ in COLUMNS:
+        std = ours[key]["std"]
+        cells.append(percent(ours[key]["mean"]) + ("" if std is None else f" ± {percent(std)}"))
+    return [*rows, [f"unmix ({len(unmixed)} seeds)", *cells]]
+
+
+def _text_table(plain: dict[str, Measured], unmixed: Sequence[Measured]) -> list[str]:
+    header = ["method", "mAP", "OF1", "mIoU objects", "mIoU with bg", "on others", "on background"]
+    return align([header, *table_rows(plain, unmixed)])
+
+
+def _best(plain: dict[str, Measured], key: str) -> tuple[str, float]:
+    name = max(plain, key=lambda n: plain[n].figures()[key])
+    return name, plain[name].figures()[key]
+
+
+def _write_report(
+    out: Path,
+    study: Study,
+    trained: Sequence[Trained],
+    plain: dict[str, Measured],
+    unmixed: Sequence[Measured],
+    result: dict[str, Any],
+) -> list[str]:
+    """Draw the figures and the report; returns the files written, relative to `out`."""
+    before = cosine_matrix(trained[0].texts.positive.numpy())
+    after = cosine_matrix(trained[0].method.queries.positive.numpy())
+    figures = {
+        "entanglement.png": draw_matrices(before, after, study.train.classes),
+        "queries.png": draw_query_maps(query_rows(study, trained[0])),
+        "training.png": draw_curves({f"seed {t.state.model.config.seed}": t.state.history for t in trained}),
+    }
+    for name, figure in figures.items():
+        with written_whole(out / name) as temporary:
+            temporary.write_bytes(png_bytes(figure))
+    ours, entanglement = spread(unmixed), result["entanglement"]
+    report = Report(
+        "unmix-clip demo",
+        f"{result['n_images']} test scenes, {result['n_classes']} names, backbone mini, "
+        f"{len(study.train.samples)} training scenes with image labels only, seeds "
+        f"{', '.join(str(m.seed) for m in unmixed)}. Every choice was made on validation scenes.",
+    )
+    report.tiles(
+        [
+            (
+                "likeness of class texts (mean cosine)",
+                f"{entanglement['mean_cosine']:.2f}",
+                f"{entanglement['after']['mean_cosine']:.2f}",
+            ),
+            *(
+                (
+                    f"{title}, best training-free ({_best(plain, key)[0]})",
+                    percent(_best(plain, key)[1]),
+                    percent(ours[key]["mean"]),
+                )
+                for key, title in (("map", "tags, mAP"), ("miou_standard", "masks, mIoU with background"))
+            ),
+        ]
+    )
+    report.heading("Where a name lights up")
+    report.figure(
+        figures["queries.png"],
+        "Maps of one name: in plain CLIP (maskclip) and unmixed. Bright = high, stretched per map.",
+    )
+    report.heading("Every method on the same scenes")
+    header = ["method", *(title for _, title in COLUMNS)]
+    rows = table_rows(plain, unmixed)
+    report.table(
+        header, rows, ours=[len(rows) - 1],
+        note="Figures times 100. The last two columns: how often a location of another object, or of the background, "
+        "outranks the object's own (lower is better, 50 = chance).",
+    )  # fmt: skip
+    report.paragraph(
+        "Names that projector training never saw: the mAP of their tags is "
+        f"{percent(result['unseen']['maskclip']['map_unseen'])} with plain maskclip and "
+        f"{percent(result['unseen']['unmix']['map_unseen'])} unmixed (seen names in the same scenes: "
+        f"{percent(result['unseen']['maskclip']['map_seen'])} and {percent(result['unseen']['unmix']['map_seen'])})."
+    )
+    report.heading("How alike the class texts are")
+    report.figure(
+        figures["entanglement.png"], "Raw cosines between the class texts, before and after the text projector."
+    )
+    report.heading("Training")
+    report.figure(
+        figures["training.png"], f"All seeds together took {result['training_seconds']:.0f} s on stored features."
+    )
+    report.heading("What was run")
+    report.code(
+        f"unmix-clip demo --seeds {','.join(str(m.seed) for m in unmixed)}\n\n{trained[0].state.model.config}\n\n{result['versions']}"
+    )
+    write_text(out / "report.html", report.render())
+    return ["report.html", "demo.json", *figures, *(f"seed{m.seed}" for m in unmixed)]
+
+
+def query_rows(study: Study, trained: Trained) -> list[QueryRow]:
+    """Choose the first test scenes with three objects, one query each, with the maps of plain CLIP and of the model."""
+    plain: Method = study.rivals(["maskclip"])[0][0]
+    bench, classes = study.test, study.test.dataset.classes
+    wanted = [i for i, row in enumerate(bench.labels) if row.sum() == 3][:QUERIES]
+    rows = []
+    maps_of = {method.name: dict(_maps_of(method, study, wanted)) for method in (plain, trained.method)}
+    for number, index in enumerate(wanted):
+        image = bench.dataset.samples[index].load_image()
+        present = np.flatnonzero(bench.labels[index])
+        asked = present[number % len(present)]
+        grids = [maps_of[name][index][:, asked].reshape(1, *bench.store.grid_hw) for name in ("maskclip", "unmix")]
+        before, after = (bench.preprocess.grid_to_image(g, (image.height, image.width))[0].numpy() for g in grids)
+        others = [classes[i] for i in present if i != asked]
+        rows.append(QueryRow(image, classes[asked], others, before, after))
+    return rows
+
+
+def _maps_of(method: Method, study: Study, wanted: Sequence[int]) -> list[tuple[int, Any]]:
+    last = max(wanted)
+    found = []
+    for index, _, maps in study.test.scored(method):
+        if index in wanted:
+            found.append((index, maps))
+        if index >= last:
+            break
+    return found

@@ -1,0 +1,54 @@
+"""Multi-label recognition: tag scores against labels, to the result that interface.md names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unmix_clip.evaluation.metrics import (
+    bootstrap_map,
+    interval,
+    mean_defined,
+    operating_point,
+    per_class_ap,
+    resampling_weights,
+    top1_in_scene,
+)
+
+RESAMPLES = 1000
+
+
+def evaluate_recognition(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    threshold: float | None,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the recognition figures of one method.
+
+    Args:
+        scores: (n, C) float.
+        labels: (n, C) in {1, 0, -1}.
+        classes: the C names.
+        threshold: fitted on other pictures; None = the figures at a threshold are null.
+        groups: class indices by group name; each adds `map_NAME`.
+        seed: seeds the bootstrap over pictures.
+    """
+    ap = per_class_ap(scores, labels)
+    point = None if threshold is None else operating_point(scores, labels, threshold)
+    spread = interval(bootstrap_map(scores, labels, resampling_weights(len(scores), RESAMPLES, seed)))
+    result: dict[str, Any] = {
+        "map": mean_defined(ap),
+        "ci95": spread,
+        **{key: None if point is None else getattr(point, key) for key in ("cf1", "of1", "cp", "cr", "op")},
+        "or": None if point is None else point.or_,
+        "threshold": threshold,
+        "top1": top1_in_scene(scores, labels),
+        "per_class_ap": dict(zip(classes, ap, strict=True)),
+        "n_classes_scored": sum(value is not None for value in ap),
+    }
+    for name, indices in (groups or {}).items():
+        result[f"map_{name}"] = mean_defined([ap[i] for i in indices])
+    return result

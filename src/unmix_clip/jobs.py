@@ -1,0 +1,338 @@
+"""What the commands do, as functions: set up, measure, train, compare. The command line and the demo call these."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmix_clip.backbones.clip import FrozenClip
+from unmix_clip.baselines import training_free
+from unmix_clip.baselines.training_free import build_training_free
+from unmix_clip.config import TrainConfig
+from unmix_clip.data import load_data
+from unmix_clip.data.samples import Dataset, Sample, label_matrix, select_classes, take
+from unmix_clip.errors import InputError
+from unmix_clip.evaluation.entanglement import reduction, text_entanglement
+from unmix_clip.evaluation.metrics import mean_defined, per_class_ap
+from unmix_clip.evaluation.protocols import find_protocol
+from unmix_clip.evaluator import (
+    Bench,
+    Method,
+    Thresholds,
+    Unmix,
+    evaluate_cross_activation,
+    evaluate_masks,
+    evaluate_tags,
+    fit_scale,
+    fit_thresholds,
+    tag_scores,
+)
+from unmix_clip.features import FeatureStore, store_features
+from unmix_clip.method.model import ClassTexts, UnmixModel
+from unmix_clip.provenance import versions
+from unmix_clip.runs import Run, require_backbone, save_run
+from unmix_clip.training import FitState, TrainingSet, fit, mean_location
+from unmix_clip.vocabulary import Prompts, fill, load_prompts
+
+HELD_OUT = 0.1
+"""Share of the training pictures that is held out for the thresholds where no validation data are named."""
+RIVALS = training_free.NAMES
+METHODS = ("unmix", *RIVALS)
+
+
+@dataclass
+class Workplace:
+    """A backbone and what is needed to prepare data for it."""
+
+    backbone: FrozenClip
+    cache: Path | None = None
+    tell: Callable[[str], None] = print
+    """Where notices go that a person should read."""
+    skip_broken: bool = False
+    """Leave out pictures that cannot be read instead of refusing the data set."""
+    failures: list[dict[str, str]] = field(default_factory=list)
+    """Pictures that were left out, and why."""
+
+    def load(self, spec: str, classes: Sequence[str] | None = None) -> Dataset:
+        """Load a data set, restricted to the names that the backbone knows (a small vocabulary says so)."""
+        dataset = load_data(spec, classes)
+        unknown = [name for name in dataset.classes if self.backbone.unknown_words(name)]
+        if unknown:
+            known = [name for name in dataset.classes if name not in unknown]
+            if not known:
+                self.backbone.require_known(unknown)
+            self.tell(
+                f"{self.backbone.identity.name} does not know {len(unknown)} of the {len(dataset.classes)} names of "
+                f"{spec} and leaves them out: {', '.join(unknown)}"
+            )
+            dataset = select_classes(dataset, known)
+        for note, count in dataset.notes.items():
+            self.tell(f"{spec}: {count} {note.replace('_', ' ')}")
+        return self._readable(dataset) if self.skip_broken else dataset
+
+    def _readable(self, dataset: Dataset) -> Dataset:
+        """Leave out the pictures that cannot be read."""
+        rows = []
+        for i, sample in enumerate(dataset.samples):
+            try:
+                sample.load_image()
+            except InputError as error:
+                self.failures.append({"file": sample.key, "failure": str(error)})
+                self.tell(f"left out: {error}")
+            else:
+                rows.append(i)
+        return take(dataset, rows)
+
+    def store(self, dataset: Dataset, view: int = 0, seed: int = 0) -> FeatureStore:
+        """Return a data set's features, computed once."""
+        return store_features(self.backbone, dataset, cache=self.cache, view=view, seed=seed)
+
+    def bench(self, dataset: Dataset) -> Bench:
+        """Return a data set ready to measure methods on."""
+        return Bench(dataset, self.store(dataset), self.backbone.preprocess)
+
+    def texts(self, prompts: Prompts, names: Sequence[str]) -> ClassTexts:
+        """Return the text features of both prompts of some names."""
+        self.backbone.require_known(names)
+        positive, negative = (
+            self.backbone.encode_texts(fill(template, names)).cpu() for template in (prompts.positive, prompts.negative)
+        )
+        return ClassTexts(positive, negative)
+
+
+def default_fitting_split(spec: str) -> str | None:
+    """Return the split that operating points are fitted on where none is named: another one of the same data set."""
+    kind, _, rest = spec.partition(":")
+    place, at, split = rest.rpartition("@")
+    if spec.split("@")[0].split("?")[0] == "scenes":
+        _, question, options = spec.partition("?")
+        kept = [option for option in options.split("&") if option and not option.startswith("n=")]
+        return "scenes@val" + ("?" + "&".join(kept) if question and kept else "")
+    if kind == "coco" and at and split.startswith("val"):
+        return f"coco:{place}@{split.replace('val', 'train', 1)}"
+    return None
+
+
+def hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Split off a share of the pictures, by seed: (training, held out)."""
+    order = np.random.default_rng([seed, 7]).permutation(len(dataset.samples))
+    count = max(1, round(HELD_OUT * len(order)))
+    return take(dataset, sorted(order[count:])), take(dataset, sorted(order[:count]))
+
+
+def train(
+    place: Workplace,
+    config: TrainConfig,
+    data: str,
+    out: Path,
+    *,
+    backbone_spec: str,
+    val: str | None = None,
+    classes: Sequence[str] | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train the projectors on a data set and write the run; returns its metrics."""
+    started = time.monotonic()
+    dataset = place.load(data, classes)
+    if val is None and data.split("@")[0] == "scenes":
+        val = default_fitting_split(data)
+    if val is None:
+        dataset, held_out = hold_out(dataset, config.seed)
+        place.tell(f"{len(held_out.samples)} of the training pictures are held out to fit the thresholds")
+    else:
+        held_out = _same_classes(place.load(val, classes), dataset)
+    prompts = load_prompts(config.prompts)
+    trained = fit_model(
+        place, config, dataset, place.bench(held_out), prompts, checkpoint=out / "checkpoint.pt", resume=resume
+    )
+    run = Run(
+        model=trained.state.model.requires_grad_(False),
+        classes=dataset.classes,
+        prompts=prompts,
+        backbone_spec=backbone_spec,
+        identity=place.backbone.identity,
+        thresholds=trained.thresholds,
+        data=dataset.spec,
+    )
+    metrics = {
+        **provenance(place, "train", dataset, config.seed),
+        "config": config.to_dict(),
+        "n_train": len(dataset.samples),
+        "validation": held_out.spec,
+        "trained_parameters": run.model.trained_parameters(),
+        "entanglement": entanglement_of(run.classes, trained.texts, run.model),
+        "thresholds": vars(run.thresholds),
+        "history": trained.state.history,
+        "seconds": time.monotonic() - started,
+    }
+    save_run(run, out, metrics)
+    return metrics
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of one training."""
+
+    state: FitState
+    thresholds: Thresholds
+    texts: ClassTexts
+
+    @property
+    def method(self) -> Unmix:
+        """The trained model over its own class list, as a method."""
+        return unmix_method(self.state.model, self.texts)
+
+
+def fit_model(
+    place: Workplace,
+    config: TrainConfig,
+    dataset: Dataset,
+    val: Bench,
+    prompts: Prompts,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> Trained:
+    """Prepare features, train, and fit the thresholds on the validation bench."""
+    views = [place.store(dataset, view=view) for view in range(config.views)]
+    texts = place.texts(prompts, dataset.classes)
+
+    def validate(model: UnmixModel) -> dict[str, float]:
+        ap = per_class_ap(tag_scores(unmix_method(model, texts), val), val.labels)
+        return {"val_map": mean_defined(ap) or 0.0}
+
+    state = fit(
+        config,
+        TrainingSet(views, label_matrix(dataset), texts),
+        checkpoint=checkpoint,
+        resume=resume,
+        validate=validate,
+    )
+    return Trained(state, fit_thresholds(unmix_method(state.model, texts), val), texts)
+
+
+@torch.no_grad()
+def unmix_method(model: UnmixModel, texts: ClassTexts, name: str = "unmix") -> Unmix:
+    """Bind a trained model to the texts of a list of names."""
+    return Unmix(model, model.project_queries(texts), name)
+
+
+@torch.no_grad()
+def entanglement_of(classes: Sequence[str], texts: ClassTexts, model: UnmixModel | None) -> dict[str, Any]:
+    """Return the entanglement of the positive prompts, with a model also after projection."""
+    before = text_entanglement(texts.positive.numpy(), classes)
+    if model is None:
+        return before
+    after = text_entanglement(model.project_queries(texts).positive.numpy(), classes)
+    return {**before, "after": after, "reduction": reduction(before, after)}
+
+
+def build_rivals(names: Sequence[str], texts: ClassTexts, fitting: Bench) -> list[Method]:
+    """Build training-free rivals; centres and softmax scales come from the fitting split."""
+    mean_pooled = torch.from_numpy(fitting.store.pooled.astype(np.float32).mean(0))
+    mean_patch: Tensor = mean_location(fitting.store)
+    built = [build_training_free(name, texts.positive, mean_patch, mean_pooled) for name in names]
+    return [fit_scale(rival, fitting) for rival in built]
+
+
+def compare(
+    place: Workplace,
+    data: str,
+    task: str,
+    methods: Sequence[str],
+    *,
+    run: Run | None = None,
+    protocol: str = "standard",
+    fit_data: str | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Evaluate methods on one data set, each from the same stored features; one result a method."""
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise InputError(f"unknown method {unknown[0]!r}; expected one of {', '.join(METHODS)}")
+    if "unmix" in methods and run is None:
+        raise InputError("method unmix needs a trained model: add --model RUN")
+    if run is not None:
+        require_backbone(run, place.backbone)
+    chosen = find_protocol(protocol)
+    dataset = place.load(data)
+    bench = place.bench(dataset)
+    rivals = [name for name in methods if name != "unmix"]
+    prompts = run.prompts if run else load_prompts("plain")
+    texts = place.texts(prompts, dataset.classes)
+    built: dict[str, tuple[Method, Thresholds | None]] = {}
+    if run is not None and "unmix" in methods:
+        built["unmix"] = (unmix_method(run.model, texts), run.thresholds)
+    if rivals:
+        fitting = _fitting_bench(place, data, fit_data, dataset)
+        for rival in build_rivals(rivals, texts, fitting):
+            built[rival.name] = (rival, fit_thresholds(rival, fitting))
+    results = []
+    for name in methods:
+        method, thresholds = built[name]
+        common = {**provenance(place, task, dataset, seed), "method": name}
+        if task == "recognition":
+            figures = evaluate_tags(method, bench, thresholds, seed)
+            results.append({**common, "protocol": "average precision per class, all images", **figures})
+        else:
+            assert thresholds is not None, "every method has its thresholds"
+            figures = evaluate_masks(method, bench, thresholds, [chosen])[chosen.name]
+            results.append({**common, "protocol": f"{chosen.name}: {chosen.note}", **figures})
+            results[-1]["entanglement"] = evaluate_cross_activation(method, bench)
+        if place.failures:
+            results[-1]["failures"] = place.failures
+    return results
+
+
+def _fitting_bench(place: Workplace, data: str, fit_data: str | None, dataset: Dataset) -> Bench:
+    spec = fit_data or default_fitting_split(data)
+    if spec is None:
+        raise InputError(
+            f"training-free methods fit their thresholds on other pictures than {data}: name them (--fit-data)"
+        )
+    return place.bench(_same_classes(place.load(spec), dataset))
+
+
+def _same_classes(dataset: Dataset, wanted: Dataset) -> Dataset:
+    """Bring a data set's labels and masks to the class list of another; names that it lacks have no positives."""
+    if dataset.classes == wanted.classes:
+        return dataset
+    if not set(dataset.classes) & set(wanted.classes):
+        raise InputError(
+            f"{dataset.spec} and {wanted.spec} have no class name in common; expected the same kind of data"
+        )
+    dataset = select_classes(dataset, wanted.classes)
+    column = [dataset.classes.index(name) if name in dataset.classes else -1 for name in wanted.classes]
+    value = np.array([0, *(wanted.classes.index(name) + 1 for name in dataset.classes)], dtype=np.int32)
+
+    def bring(sample: Sample) -> Sample:
+        labels, load_mask = sample.labels, sample.load_mask
+        if labels is not None:
+            labels = np.array([labels[i] if i >= 0 else 0 for i in column], dtype=np.int8)
+        if load_mask is None:
+            return replace(sample, labels=labels)
+
+        def load_brought() -> np.ndarray:
+            mask = load_mask()
+            return np.where(mask < 0, mask, value[np.maximum(mask, 0)])
+
+        return replace(sample, labels=labels, load_mask=load_brought)
+
+    return replace(dataset, classes=wanted.classes, samples=[bring(sample) for sample in dataset.samples])
+
+
+def provenance(place: Workplace, task: str, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """Return what every result carries beside its figures."""
+    return {
+        "task": task,
+        "backbone": place.backbone.identity.to_dict(),
+        "data": dataset.spec,
+        "n_images": len(dataset.samples),
+        "n_classes": len(dataset.classes),
+        "seed": seed,
+        "versions": versions(),
+    }

@@ -1,0 +1,171 @@
+"""A study in the embedded world: recipes and rivals measured on the same scenes, over seeds. Demo and proof share it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unmix_clip.backbones import build_backbone
+from unmix_clip.baselines.pixel_probe import train_pixel_probe
+from unmix_clip.config import TrainConfig
+from unmix_clip.data.samples import Dataset
+from unmix_clip.evaluation.protocols import PROTOCOLS
+from unmix_clip.evaluator import (
+    Bench,
+    Method,
+    Thresholds,
+    evaluate_cross_activation,
+    evaluate_masks,
+    evaluate_tags,
+    fit_thresholds,
+    picture_cells,
+)
+from unmix_clip.jobs import (
+    RIVALS,
+    Trained,
+    Workplace,
+    build_rivals,
+    entanglement_of,
+    fit_model,
+    provenance,
+    unmix_method,
+)
+from unmix_clip.vocabulary import load_prompts
+
+FIGURES = ("map", "of1", "top1", "miou_objects", "miou_standard", "cross_activation", "background_activation")
+"""What is measured of every method, in the order of the tables."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All figures of one method with one seed."""
+
+    name: str
+    seed: int
+    recognition: dict[str, Any]
+    segmentation: dict[str, dict[str, Any]]
+    """By protocol."""
+    activation: dict[str, Any]
+    mean_cosine: float | None = None
+    """Of the positive class texts in the space that is scored; None where there is no projection."""
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of `FIGURES`."""
+        return {
+            **{key: self.recognition[key] for key in ("map", "of1", "top1")},
+            "miou_objects": self.segmentation["standard-objects"]["miou"],
+            "miou_standard": self.segmentation["standard"]["miou"],
+            **{key: self.activation[key] for key in ("cross_activation", "background_activation")},
+        }
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many scenes of each split are used."""
+
+    train: int = 4000
+    val: int = 1000
+    test: int = 2000
+    unseen: int = 1000
+
+
+class Study:
+    """The backbone `mini`, scenes of every split and their stored features."""
+
+    def __init__(self, sizes: Sizes, place: Workplace | None = None) -> None:
+        self.place = place or Workplace(build_backbone("mini"))
+        self.train: Dataset = self.place.load(f"scenes@train?n={sizes.train}")
+        self.val = self.place.bench(self.place.load(f"scenes@val?n={sizes.val}"))
+        self.test = self.place.bench(self.place.load(f"scenes@test?n={sizes.test}"))
+        self.unseen = self.place.bench(self.place.load(f"scenes@unseen?n={sizes.unseen}"))
+        self.plain_texts = self.place.texts(load_prompts("plain"), self.train.classes)
+
+    def measure(self, method: Method, thresholds: Thresholds, seed: int = 0, bench: Bench | None = None) -> Measured:
+        """Measure a method on the test scenes (or another bench) with thresholds fitted on validation scenes."""
+        bench = bench or self.test
+        common = {**provenance(self.place, "", bench.dataset, seed), "method": method.name}
+        protocols = [PROTOCOLS["standard"], PROTOCOLS["standard-objects"]]
+        masks = evaluate_masks(method, bench, thresholds, protocols)
+        tags = {
+            **common,
+            "task": "recognition",
+            "protocol": "average precision per class, all images",
+            **evaluate_tags(method, bench, thresholds, seed),
+        }
+        return Measured(
+            name=method.name,
+            seed=seed,
+            recognition=tags,
+            segmentation={
+                name: {**common, "task": "segmentation", "protocol": f"{name}: {PROTOCOLS[name].note}", **figures}
+                for name, figures in masks.items()
+            },
+            activation=evaluate_cross_activation(method, bench),
+        )
+
+    def rivals(self, names: Sequence[str] = RIVALS) -> list[tuple[Method, Thresholds]]:
+        """Build the training-free rivals, everything of theirs chosen on validation scenes."""
+        return [(rival, fit_thresholds(rival, self.val)) for rival in build_rivals(names, self.plain_texts, self.val)]
+
+    def fit(self, config: TrainConfig, seed: int, checkpoint: Path | None = None) -> Trained:
+        """Train a recipe with a seed."""
+        prompts = load_prompts(config.prompts)
+        return fit_model(self.place, replace(config, seed=seed), self.train, self.val, prompts, checkpoint=checkpoint)
+
+    def measure_trained(self, trained: Trained, name: str) -> Measured:
+        """Measure a trained recipe on the test scenes."""
+        config = trained.state.model.config
+        method = unmix_method(trained.state.model, trained.texts, name)
+        measured = self.measure(method, trained.thresholds, config.seed)
+        entanglement = entanglement_of(self.train.classes, trained.texts, trained.state.model)
+        return replace(measured, mean_cosine=entanglement["after"]["mean_cosine"])
+
+    def measure_unseen(self, trained: Trained | None, rival: str = "maskclip") -> Measured:
+        """Measure on scenes with unseen names, all names asked: a trained recipe, or a rival where there is none."""
+        if trained is None:
+            texts = self.place.texts(load_prompts("plain"), self.unseen.dataset.classes)
+            method: Method = build_rivals([rival], texts, self.unseen)[0]
+            return self.measure(method, Thresholds(0.0, 0.0), bench=self.unseen)
+        texts = self.place.texts(load_prompts(trained.state.model.config.prompts), self.unseen.dataset.classes)
+        method = unmix_method(trained.state.model, texts)
+        return self.measure(method, trained.thresholds, trained.state.model.config.seed, self.unseen)
+
+    def pixel_ceiling(self, seed: int = 0) -> Measured:
+        """Train and measure the linear head with pixel labels."""
+        train = self.place.bench(self.train)
+        cells = np.stack([picture_cells(train, i) for i in range(len(self.train.samples))])
+        probe = train_pixel_probe(train.store, cells, len(self.train.classes), seed)
+        return self.measure(probe, fit_thresholds(probe, self.val), seed)
+
+
+def spread(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
+    """Return mean and standard deviation (n - 1) over seeds, and the values, of every figure."""
+    table = {key: [m.figures()[key] for m in measured] for key in FIGURES}
+    return {
+        key: {
+            "mean": float(np.mean(values)),
+            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "values": values,
+        }
+        for key, values in table.items()
+    }
+
+
+def stopwatch() -> "Stopwatch":
+    """Start a stopwatch."""
+    return Stopwatch(time.monotonic())
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Seconds since a start."""
+
+    start: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self.start

@@ -1,0 +1,158 @@
+"""`Unmixer`: a trained model in three lines; the command line, the report and notebooks all use it.
+
+model = Unmixer.from_pretrained("runs/demo")
+result = model.tag("street.jpg", classes=["car", "traffic light"])
+maps = model.segment("street.jpg")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unmix_clip.backbones import build_backbone
+from unmix_clip.backbones.clip import FrozenClip
+from unmix_clip.data.images import load_image
+from unmix_clip.errors import InputError
+from unmix_clip.evaluator import best_of_grid
+from unmix_clip.method.model import ClassTexts, Queries
+from unmix_clip.runs import Run, load_run, require_backbone
+from unmix_clip.vocabulary import fill
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Names found in a picture."""
+
+    scores: dict[str, float]
+    """Probability of every name asked, in [0, 1]; it does not depend on the other names."""
+    labels: tuple[str, ...]
+    """The names that reach the model's threshold, best first."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Where the names are, in the picture's own size and orientation."""
+
+    heatmaps: np.ndarray  # (C, H, W) float32, higher = more of the class; comparable between classes
+    mask: np.ndarray  # (H, W) int32: 0 background, 1 + index into `classes`
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Tags and, where asked for, maps of one picture."""
+
+    tags: Tags
+    maps: Maps | None
+
+
+class Unmixer:
+    """A trained run with its frozen backbone.
+
+    Args:
+        run: the trained model.
+        backbone: the CLIP that it was trained on; another one is refused.
+    """
+
+    def __init__(self, run: Run, backbone: FrozenClip) -> None:
+        require_backbone(run, backbone)
+        self.run, self.backbone = run, backbone
+        self._queries: dict[tuple[str, ...], Queries] = {}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "Unmixer":
+        """Load a RUN folder and the backbone that it names; raises InputError where either cannot be had."""
+        run = load_run(Path(folder))
+        preprocessing = run.identity.preprocessing
+        backbone = build_backbone(
+            run.backbone_spec,
+            preprocessing.input_hw,
+            mode=preprocessing.mode,
+            dense=run.identity.dense,
+            last_stage_stride=run.identity.last_stage_stride if run.backbone_spec != "mini" else None,
+            device=device,
+        )
+        return cls(run, backbone)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that the model was trained on."""
+        return self.run.classes
+
+    def untrained(self, classes: Sequence[str]) -> list[str]:
+        """Return the names that the model was not trained on: their scores can be poor."""
+        return [name for name in classes if name not in self.run.classes]
+
+    def tag(self, image: str | Path | Image.Image, classes: Sequence[str] | None = None) -> Tags:
+        """Score names on a picture.
+
+        Args:
+            image: a file or a PIL picture.
+            classes: the names to ask; None = those that the model was trained on.
+        """
+        return self.predict([_open(image)], classes, maps=False)[0].tags
+
+    def segment(self, image: str | Path | Image.Image, classes: Sequence[str] | None = None) -> Maps:
+        """Locate names in a picture; arguments as `tag`."""
+        found = self.predict([_open(image)], classes, maps=True)[0].maps
+        assert found is not None, "maps were asked for"
+        return found
+
+    @torch.no_grad()
+    def predict(
+        self, images: Sequence[Image.Image], classes: Sequence[str] | None = None, *, maps: bool = True
+    ) -> list[Prediction]:
+        """Tag and locate in a batch of RGB pictures, in one pass of the backbone."""
+        names = tuple(classes or self.run.classes)
+        queries = self.queries(names)
+        features = self.backbone.encode_pictures(images, batch_size=len(images))
+        sizes = [(image.height, image.width) for image in images]
+        valid = torch.stack([self.backbone.preprocess.valid_patches(size, features.grid_hw) for size in sizes])
+        scores = self.run.model.score(features.patches.cpu(), queries, None if bool(valid.all()) else valid)
+        return [
+            Prediction(
+                tags=self._tags(names, scores.logits[i]),
+                maps=self._maps(names, scores.logits[i], scores.maps[i], features.grid_hw, size) if maps else None,
+            )
+            for i, size in enumerate(sizes)
+        ]
+
+    def queries(self, names: tuple[str, ...]) -> Queries:
+        """Return the projected texts of some names, kept for the next picture."""
+        if names not in self._queries:
+            if len(set(names)) != len(names):
+                raise InputError(f"the class list names something twice ({', '.join(names)}); expected each name once")
+            self.backbone.require_known(names)
+            prompts = self.run.prompts
+            texts = ClassTexts(
+                *(self.backbone.encode_texts(fill(t, names)).cpu() for t in (prompts.positive, prompts.negative))
+            )
+            with torch.no_grad():
+                self._queries[names] = self.run.model.project_queries(texts)
+        return self._queries[names]
+
+    def _tags(self, names: tuple[str, ...], logits: Tensor) -> Tags:
+        probabilities = torch.sigmoid(logits)
+        order = torch.argsort(logits, descending=True).tolist()
+        present = [names[i] for i in order if logits[i] >= self.run.thresholds.tag]
+        return Tags({name: float(p) for name, p in zip(names, probabilities, strict=True)}, tuple(present))
+
+    def _maps(
+        self, names: tuple[str, ...], logits: Tensor, maps: Tensor, grid_hw: tuple[int, int], image_hw: tuple[int, int]
+    ) -> Maps:
+        preprocess = self.backbone.preprocess
+        present = logits >= self.run.thresholds.tag
+        best = best_of_grid(maps, present, preprocess, grid_hw, image_hw)
+        background = self.run.thresholds.background
+        mask = best.mask if background is None else torch.where(best.height >= background, best.mask, 0)
+        heat = preprocess.grid_to_image(maps.T.reshape(len(names), *grid_hw), image_hw)
+        return Maps(heat.numpy(), mask.numpy().astype(np.int32), names)
+
+
+def _open(image: str | Path | Image.Image) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(Path(image))

@@ -1,0 +1,71 @@
+"""Names and words: class lists from files or the command line, and the prompt templates."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from unmix_clip.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A positive and a negative template, each with exactly one `{}` for the name."""
+
+    positive: str
+    negative: str
+
+    def __post_init__(self) -> None:
+        for template in (self.positive, self.negative):
+            if template.count("{}") != 1:
+                raise InputError(f"prompt {template!r} has {template.count('{}')} places for a name; expected one {{}}")
+
+
+def load_prompts(name: str) -> Prompts:
+    """Return an entry of prompts.toml; raises InputError that names those that exist."""
+    entries = tomllib.loads(_read("prompts.toml"))
+    if name not in entries:
+        raise InputError(f"unknown prompts {name!r}; expected one of {', '.join(entries)}")
+    return Prompts(**entries[name])
+
+
+def fill(template: str, names: Sequence[str]) -> list[str]:
+    """Return the template with each of the names in it."""
+    return [template.replace("{}", name) for name in names]
+
+
+def coco_names() -> tuple[str, ...]:
+    """Return the 80 names of COCO in the order of their category ids."""
+    return tuple(_read("coco.txt").splitlines())
+
+
+def load_class_list(source: str) -> tuple[str, ...]:
+    """Read class names.
+
+    Args:
+        source: a file with one name a line (`#` starts a comment line), or names separated by commas.
+
+    Raises:
+        InputError: a file that is missing, an empty name, a name given twice.
+    """
+    if Path(source).is_file():
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        found = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if not line.lstrip().startswith("#")]
+    elif source.endswith(".txt") or "/" in source:
+        raise InputError(f"no class list at {source}; expected a file with one name a line, or a,b,c")
+    else:
+        found = [(f"position {i}", part.strip()) for i, part in enumerate(source.split(","), 1)]
+    if empty := [place for place, name in found if not name]:
+        raise InputError(f"the class list {source!r} has an empty name at {empty[0]}; expected a name everywhere")
+    names = [name for _, name in found]
+    for i, name in enumerate(names):
+        if (first := names.index(name)) < i:
+            raise InputError(f"the class list names {name!r} twice ({found[first][0]} and {found[i][0]}); keep it once")
+    if not names:
+        raise InputError(f"the class list {source!r} is empty; expected at least one name")
+    return tuple(names)
+
+
+def _read(file: str) -> str:
+    return resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
