@@ -188,7 +188,7 @@ def evaluate_masks(
             found = best[evaluator.protocol.tag_gate]
             mask = found.mask
             if evaluator.protocol.background == "threshold":
-                mask = torch.where(found.height >= thresholds.background, mask, 0)  # type: ignore[arg-type]
+                mask = torch.where(found.height >= (thresholds.background or 0.0), mask, 0)
             evaluator.update(truth, mask.numpy())
     seconds = time.monotonic() - started
     return {e.protocol.name: {**e.result(), "seconds": seconds} for e in evaluators}

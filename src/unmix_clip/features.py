@@ -54,7 +54,7 @@ class FeatureStore:
                 rows,
                 torch.from_numpy(self.patches[rows].astype(np.float32)),
                 torch.from_numpy(self.pooled[rows].astype(np.float32)),
-                torch.from_numpy(self.valid[rows]),
+                torch.from_numpy(self.valid[rows].copy()),
             )
 
 

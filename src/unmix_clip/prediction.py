@@ -139,7 +139,7 @@ def _coco_annotations(image_id: int, found: Prediction, first_id: int) -> list[d
 
     maps: Maps | None = found.maps
     assert maps is not None, "maps were asked for"
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for value in np.setdiff1d(np.unique(maps.mask), [0]):
         encoded = rle.encode(np.asfortranarray(maps.mask == value, dtype=np.uint8))
         annotations.append(

@@ -1,6 +1,8 @@
-"""Multi-label metrics, exact: average precision, F1 at a threshold, bootstrap intervals. All in [0, 1].
+"""Multi-label metrics, exact: average precision, precision / recall / F1 at a threshold, top-1. All in [0, 1].
 
-Labels are 1 (present), 0 (absent) or -1 (unknown: left out). What is undefined is None, never 0.
+Scores are (n, C), higher = more likely present; labels are 1 (present), 0 (absent) or -1 (unknown: left out). What is
+undefined is None, never 0 (a metric library that counts a class without positives as 0 moves the mean by points). The
+figures at a threshold are those of the multi-label literature (arXiv 1604.04573, "CNN-RNN", section 4).
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,20 @@ import numpy as np
 
 from unmix_clip.errors import InputError
 
-CONFIDENCE = 0.95
+LABELS = (-1, 0, 1)
+CRITERIA = ("of1", "cf1")
+"""What a threshold can be fitted to."""
+
+
+def check_scores(scores: np.ndarray, labels: np.ndarray) -> None:
+    """Raise InputError unless scores are numbers, labels are 1, 0 or -1, and both have the same shape."""
+    if scores.shape != labels.shape:
+        raise InputError(f"scores have shape {scores.shape}, labels {labels.shape}; expected the same")
+    if np.isnan(scores).any():
+        raise InputError("the scores contain NaN; expected numbers: check the features that they come from")
+    if not np.isin(labels, LABELS).all():
+        odd = np.setdiff1d(labels, LABELS)[:3].tolist()
+        raise InputError(f"labels contain {odd}; expected 1 (present), 0 (absent) or -1 (unknown)")
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -23,29 +38,32 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
     Returns:
         The same as scikit-learn's average_precision_score; None without a positive.
     """
-    known = labels >= 0
-    order, step_end = _ranking(scores[known])
-    positive = labels[known][order] == 1
-    if not positive.any():
-        return None
-    hits = np.cumsum(positive)
-    precision = hits[step_end] / (step_end + 1)
-    return float(precision[positive].mean())
-
-
-def _ranking(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order by falling score, and for each rank the last rank that has the same score."""
-    if np.isnan(scores).any():
-        raise InputError("the scores contain NaN; expected numbers: check the features that they come from")
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.empty(0, dtype=int)
-    return order, np.repeat(last, np.diff(np.append(-1, last)))
+    check_scores(scores, labels)
+    return _average_precision(scores, labels)
 
 
 def per_class_ap(scores: np.ndarray, labels: np.ndarray) -> list[float | None]:
     """Average precision of every class: scores and labels (n, C)."""
-    return [average_precision(s, y) for s, y in zip(scores.T, labels.T, strict=True)]
+    check_scores(scores, labels)
+    return [_average_precision(s, y) for s, y in zip(scores.T, labels.T, strict=True)]
+
+
+def _average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    known = labels >= 0
+    order, step_end = rank(scores[known])
+    positive = labels[known][order] == 1
+    if not positive.any():
+        return None
+    precision = np.cumsum(positive)[step_end] / (step_end + 1)
+    return float(precision[positive].mean())
+
+
+def rank(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order (n,) by falling score, and for each rank the last rank that has the same score (n,)."""
+    order = np.argsort(-scores.astype(np.result_type(scores, np.float32)), kind="stable")
+    ranked = scores[order]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.empty(0, dtype=int)
+    return order, np.repeat(last, np.diff(np.append(-1, last)))
 
 
 def mean_defined(values: Sequence[float | None]) -> float | None:
@@ -56,106 +74,106 @@ def mean_defined(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Operating:
-    """Multi-label figures at a threshold, over known labels."""
+    """Multi-label figures at a threshold, over known labels; all None where there is no positive label."""
 
-    cp: float
-    """Mean over classes of precision; a class that is never predicted has precision 0."""
-    cr: float
-    """Mean over classes of recall."""
-    cf1: float
-    """Harmonic mean of cp and cr."""
-    op: float
-    """Precision over all (picture, class) pairs."""
-    or_: float
+    cp: float | None
+    """Mean over classes with positives of precision; a class that is never predicted has precision 0."""
+    cr: float | None
+    """Mean over classes with positives of recall."""
+    cf1: float | None
+    """Harmonic mean of cp and cr (not the mean of the classes' F1)."""
+    op: float | None
+    """Precision over all (picture, class) pairs, also those of classes without positives; 0 without predictions."""
+    or_: float | None
     """Recall over all pairs."""
-    of1: float
+    of1: float | None
     """Harmonic mean of op and or."""
 
 
 def operating_point(scores: np.ndarray, labels: np.ndarray, threshold: float | np.ndarray) -> Operating:
-    """Return the figures where scores >= threshold count as present; classes without positives are left out.
+    """Return the figures where scores >= threshold count as present.
 
     Args:
         scores, labels: (n, C).
         threshold: one number, or one a class (C,).
     """
+    check_scores(scores, labels)
+    if np.ndim(threshold) and np.shape(threshold) != scores.shape[1:]:
+        raise InputError(f"{np.size(threshold)} thresholds for {scores.shape[1]} classes; expected one, or one a class")
     predicted = (scores >= threshold) & (labels >= 0)
     true = labels == 1
     scored = true.any(0)
-    hit = (predicted & true).sum(0)[scored].astype(float)
-    said, present = predicted.sum(0)[scored], true.sum(0)[scored]
-    cp = float(_ratio(hit, said).mean()) if scored.any() else 0.0
-    cr = float(_ratio(hit, present).mean()) if scored.any() else 0.0
-    op, or_ = float(_ratio(hit.sum(), said.sum())), float(_ratio(hit.sum(), present.sum()))
-    return Operating(cp=cp, cr=cr, cf1=_harmonic(cp, cr), op=op, or_=or_, of1=_harmonic(op, or_))
+    if not scored.any():
+        return Operating(None, None, None, None, None, None)
+    hit, said, present = (table.sum(0).astype(float) for table in (predicted & true, predicted, true))
+    cp, cr = (float(_ratio(hit, whole)[scored].mean()) for whole in (said, present))
+    op, or_ = (float(_ratio(hit.sum(), whole.sum())) for whole in (said, present))
+    return Operating(cp=cp, cr=cr, cf1=float(_harmonic(cp, cr)), op=op, or_=or_, of1=float(_harmonic(op, or_)))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, 0 where the whole is."""
     return np.divide(part, whole, out=np.zeros_like(np.asarray(part, dtype=float)), where=np.asarray(whole) > 0)
 
 
-def _harmonic(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b else 0.0
+def _harmonic(a: float | np.ndarray, b: float | np.ndarray) -> np.ndarray:
+    return _ratio(2 * np.multiply(a, b), np.add(a, b))
 
 
-def fit_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the threshold that maximises OF1 on these scores (n, C), among all distinct scores; exact.
+def fit_threshold(scores: np.ndarray, labels: np.ndarray, kind: str = "of1") -> float:
+    """Return the score that, as a threshold for all classes, maximises OF1 or CF1 on these pictures.
 
-    To be fitted on other pictures than those that are evaluated.
-    """
-    known = labels >= 0
-    order, step_end = _ranking(scores[known])
-    positive = labels[known][order] == 1
-    if not positive.any():
-        raise InputError("no positive label to fit a threshold on; expected a split with labels")
-    ends = np.unique(step_end)
-    f1 = 2 * np.cumsum(positive)[ends] / (ends + 1 + positive.sum())
-    return float(scores[known][order][ends[f1.argmax()]])
-
-
-def top1_in_scene(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Share of the pictures with an object whose best-scored class is present."""
-    shows = (labels == 1).any(1)
-    best = scores[shows].argmax(1)
-    return float((labels[shows, best] == 1).mean()) if shows.any() else None
-
-
-def resampling_weights(n: int, resamples: int, seed: int) -> np.ndarray:
-    """Return how often each of n pictures is drawn in each resample: (resamples, n) float32."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32)
-
-
-def bootstrap_map(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the mAP of every resample of the pictures (resamples,); a class without positives in it is left out.
+    All distinct scores are tried, in O(nC log nC); of equal ones the highest is taken. To be fitted on other pictures
+    than those that are evaluated.
 
     Args:
         scores, labels: (n, C).
-        weights: (resamples, n), see `resampling_weights`.
+        kind: `of1` or `cf1`, as `operating_point` defines them.
     """
-    total, count = np.zeros(len(weights)), np.zeros(len(weights))
-    for s, y in zip(scores.T, labels.T, strict=True):
-        known = np.flatnonzero(y >= 0)
-        order, step_end = _ranking(s[known])
-        drawn = weights[:, known[order]]
-        positive = np.flatnonzero(y[known][order] == 1)
-        hits = np.cumsum(drawn[:, positive], axis=1, dtype=np.float64)  # (resamples, positives)
-        # All positives up to the end of a rank's tie count as hits of that rank.
-        last = np.searchsorted(positive, step_end[positive], side="right") - 1
-        seen = np.cumsum(drawn, axis=1, dtype=np.float64)[:, step_end[positive]]
-        precision = np.divide(hits[:, last], seen, out=np.zeros_like(hits), where=seen > 0)
-        positives = hits[:, -1] if len(positive) else np.zeros(len(weights))
-        ap = np.divide(
-            (drawn[:, positive] * precision).sum(1), positives, out=np.zeros(len(weights)), where=positives > 0
-        )
-        total += ap
-        count += positives > 0
-    return np.divide(total, count, out=np.full(len(weights), np.nan), where=count > 0)
+    check_scores(scores, labels)
+    if kind not in CRITERIA:
+        raise InputError(f"cannot fit a threshold to {kind!r}; expected one of {', '.join(CRITERIA)}")
+    known = labels >= 0
+    order, step_end = rank(scores[known])
+    positive = labels[known][order] == 1
+    if not positive.any():
+        raise InputError("no positive label to fit a threshold on; expected a split with labels")
+    if kind == "of1":
+        f1 = 2 * np.cumsum(positive) / (np.arange(1, len(positive) + 1) + positive.sum())
+    else:
+        f1 = _cf1_by_rank(np.nonzero(known)[1][order], positive, labels.shape[1])
+    ends = np.unique(step_end)
+    return float(scores[known][order][ends[f1[ends].argmax()]])
 
 
-def interval(values: np.ndarray) -> list[float] | None:
-    """Return the central 95 % of resampled values as [low, high]; None where one is undefined."""
-    if np.isnan(values).any():
+def _cf1_by_rank(classes: np.ndarray, positive: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return CF1 after accepting the first 1, 2, ... pairs: class and truth of each pair by falling score."""
+    positives = np.bincount(classes[positive], minlength=n_classes)
+    scored = positives > 0
+    by_class = np.argsort(classes, kind="stable")  # inside a class still by falling score
+    starts = np.searchsorted(classes[by_class], np.arange(n_classes))
+    of_class = classes[by_class]
+    hits = np.cumsum(positive[by_class])
+    hits = hits - np.append(0, hits)[starts][of_class]
+    precision = hits / (np.arange(len(classes)) - starts[of_class] + 1)
+    before = np.append(0.0, precision[:-1])
+    before[np.arange(len(classes)) == starts[of_class]] = 0  # a class that is not predicted yet has precision 0
+    gain = np.empty(len(classes))
+    gain[by_class] = np.where(scored[of_class], precision - before, 0)
+    cp = np.cumsum(gain) / scored.sum()
+    cr = np.cumsum(_ratio(positive.astype(float), positives[classes])) / scored.sum()
+    return _harmonic(cp, cr)
+
+
+def top1_in_scene(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Share of the pictures with an object whose best-scored class is present.
+
+    Classes of unknown label are left out; where several share the best score, the share of them that is present counts.
+    """
+    check_scores(scores, labels)
+    shows = (labels == 1).any(1)
+    if not shows.any():
         return None
-    tail = (1 - CONFIDENCE) / 2
-    return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
+    known = np.where(labels[shows] >= 0, scores[shows].astype(float), -np.inf)
+    best = (known == known.max(1, keepdims=True)) & (labels[shows] >= 0)
+    return float(((best & (labels[shows] == 1)).sum(1) / best.sum(1)).mean())

@@ -5,26 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from unmix_clip.evaluation.metrics import (
-    bootstrap_map,
-    interval,
-    mean_defined,
-    operating_point,
-    per_class_ap,
-    resampling_weights,
-    top1_in_scene,
-)
-
-RESAMPLES = 1000
+from unmix_clip.errors import InputError
+from unmix_clip.evaluation.metrics import mean_defined, operating_point, per_class_ap, top1_in_scene
+from unmix_clip.evaluation.statistics import RESAMPLES, bootstrap_map, interval, resampling_weights
 
 
 def evaluate_recognition(
     scores: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
-    threshold: float | None,
+    threshold: float | np.ndarray | None,
     groups: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Return the recognition figures of one method.
 
@@ -32,19 +25,22 @@ def evaluate_recognition(
         scores: (n, C) float.
         labels: (n, C) in {1, 0, -1}.
         classes: the C names.
-        threshold: fitted on other pictures; None = the figures at a threshold are null.
+        threshold: fitted on other pictures, one or one a class (C,); None = the figures at a threshold are null.
         groups: class indices by group name; each adds `map_NAME`.
         seed: seeds the bootstrap over pictures.
+        resamples: of the bootstrap.
     """
+    if scores.ndim != 2 or scores.shape[1] != len(classes) or not len(scores):
+        raise InputError(f"scores have shape {scores.shape}; expected (pictures, {len(classes)} classes), at least one")
     ap = per_class_ap(scores, labels)
     point = None if threshold is None else operating_point(scores, labels, threshold)
-    spread = interval(bootstrap_map(scores, labels, resampling_weights(len(scores), RESAMPLES, seed)))
+    spread = interval(bootstrap_map(scores, labels, resampling_weights(len(scores), resamples, seed)))
     result: dict[str, Any] = {
         "map": mean_defined(ap),
         "ci95": spread,
         **{key: None if point is None else getattr(point, key) for key in ("cf1", "of1", "cp", "cr", "op")},
         "or": None if point is None else point.or_,
-        "threshold": threshold,
+        "threshold": threshold.tolist() if isinstance(threshold, np.ndarray) else threshold,
         "top1": top1_in_scene(scores, labels),
         "per_class_ap": dict(zip(classes, ap, strict=True)),
         "n_classes_scored": sum(value is not None for value in ap),
