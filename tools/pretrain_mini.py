@@ -206,7 +206,8 @@ def run(rank: int, plan: Plan, out: Path) -> None:
                 }
             )
             print(
-                f"step {step + 1}/{plan.steps}  loss {loss.item():.3f}  {seen / seconds:.0f} pictures/s  {spent_s + seconds:.0f} s",
+                f"step {step + 1}/{plan.steps}  loss {loss.item():.3f}  {seen / seconds:.0f} pictures/s  "
+                f"{spent_s + seconds:.0f} s",
                 flush=True,
             )
             state = {

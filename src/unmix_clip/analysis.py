@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from unmix_clip.backbones import build_backbone
 from unmix_clip.errors import InputError
@@ -13,7 +12,6 @@ from unmix_clip.evaluation.entanglement import cosine_matrix, reduction, text_en
 from unmix_clip.evaluator import evaluate_cross_activation
 from unmix_clip.files import make_folder, written_whole
 from unmix_clip.jobs import Workplace, build_rivals, unmix_method
-from unmix_clip.method.model import ClassTexts
 from unmix_clip.provenance import versions
 from unmix_clip.report.figures import draw_matrices
 from unmix_clip.runs import load_run

@@ -188,7 +188,8 @@ def _write_report(
     )
     report.heading("What was run")
     report.code(
-        f"unmix-clip demo --seeds {','.join(str(m.seed) for m in unmixed)}\n\n{trained[0].state.model.config}\n\n{result['versions']}"
+        f"unmix-clip demo --seeds {','.join(str(m.seed) for m in unmixed)}\n\n"
+        f"{trained[0].state.model.config}\n\n{result['versions']}"
     )
     write_text(out / "report.html", report.render())
     return ["report.html", "demo.json", *figures, *(f"seed{m.seed}" for m in unmixed)]

@@ -1,4 +1,4 @@
-"""A study in the embedded world: recipes and rivals measured on the same scenes, over seeds. Demo and proof share it."""
+"""A study in the embedded world: recipes and rivals on the same scenes, over seeds. Demo and proof share it."""
 
 import time
 from collections.abc import Sequence

@@ -148,7 +148,9 @@ def test_captions_of_several_objects_mostly_leave_some_unsaid_and_name_the_large
     for scene, caption in captioned(600):
         if len(scene.names) < 3 or any(word in caption.split() for word in ("without", "not", "no")):
             continue
-        places = sorted((caption.find(f"a {name}"), name) for name in scene.names if re.search(rf"\ba {name}\b", caption))
+        places = sorted(
+            (caption.find(f"a {name}"), name) for name in scene.names if re.search(rf"\ba {name}\b", caption)
+        )
         told.append(len(places) == len(scene.names))
         largest = scene.names[np.bincount(scene.mask.ravel(), minlength=len(scene.names) + 1)[1:].argmax()]
         first_is_largest.append(places[0][1] == largest)

@@ -1,7 +1,7 @@
 """The ceiling: a linear head trained with pixel labels on the same frozen locations.
 
-It sees what the projectors never see (the mask of every training picture, down-sampled to the grid), so it says how much
-of the places is linearly readable from the features at all.
+It sees what the projectors never see (the mask of every training picture, down-sampled to the grid), so it says how
+much of the places is linearly readable from the features at all.
 """
 
 from dataclasses import dataclass

@@ -1,23 +1,25 @@
 """Entanglement: how alike class texts are, and how much the query of one class lights up where others stand.
 
-Cosines are raw: never rescaled, never centred behind the reader's back.
+Cosines are raw: never rescaled, never centred behind the reader's back (the author's code once min-max rescaled them).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from unmix_clip.data.samples import IGNORE
 from unmix_clip.errors import InputError
+from unmix_clip.evaluation.metrics import mean_defined
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def cosine_matrix(features: np.ndarray) -> np.ndarray:
     """Return the cosines (C, C) float64 between the rows of features (C, D)."""
-    if features.ndim != 2:
-        raise InputError(f"text features have shape {features.shape}; expected (classes, width)")
+    if features.ndim != 2 or features.dtype.kind not in "fiu":
+        raise InputError(f"text features are {features.dtype} {features.shape}; expected numbers (classes, width)")
     wide = features.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     if not (norms > 0).all() or not np.isfinite(wide).all():
@@ -34,7 +36,7 @@ def text_entanglement(features: np.ndarray, classes: Sequence[str], top: int = 2
         classes: the C names.
         top: how many pairs to name.
     """
-    if len(features) != len(classes):
+    if features.ndim == 2 and len(features) != len(classes):
         raise InputError(f"{len(features)} text features for {len(classes)} class names; expected one a name")
     if len(classes) < 2:
         raise InputError(f"entanglement needs at least two classes, found {len(classes)}")
@@ -51,8 +53,13 @@ def text_entanglement(features: np.ndarray, classes: Sequence[str], top: int = 2
     }
 
 
-def reduction(before: dict[str, Any], after: dict[str, Any]) -> float:
-    """Return 1 - after / before of the raw mean off-diagonal cosine; above 1 where the mean became negative."""
+def reduction(before: dict[str, Any], after: dict[str, Any]) -> float | None:
+    """Return 1 - after / before of the raw mean off-diagonal cosine.
+
+    Above 1 where the mean became negative; None where it was not positive before: nothing to reduce.
+    """
+    if before["mean_cosine"] <= 0:
+        return None
     return 1 - after["mean_cosine"] / before["mean_cosine"]
 
 
@@ -60,6 +67,8 @@ def cell_labels(
     truth: np.ndarray, grid_hw: tuple[int, int], content_hw: tuple[int, int], canvas_hw: tuple[int, int]
 ) -> np.ndarray:
     """Return the mask value that fills most of each location (N,) int32, row-major; IGNORE where there is no picture.
+
+    A pixel belongs to the location that its centre falls into; of equally frequent values the lowest is taken.
 
     Args:
         truth: (H, W) mask.
@@ -79,63 +88,89 @@ def cell_labels(
 
 
 class CrossActivation:
-    """How often the query of a class lights up more elsewhere than on the class itself.
+    """How much the query of a class lights up elsewhere than on the class itself. No figure depends on a map's scale.
 
-    For each picture and class in it: the share of (own location, other location) pairs in which the class's map is
-    higher at the other one (ties count half), that is 1 - AUC; averaged over pictures, then over classes. "Other" is a
-    location of another object (`cross_activation`) or of the background (`background_activation`). It compares ranks
-    inside one map of one picture, so the scale of a score does not matter.
+    Each figure is taken for one class in one picture, then averaged over pictures, then over classes.
+
+    cross_activation: the probability that a location of another object has a higher value in the class's map than a
+        location of the class itself (ties count half), 1 - AUC own / others: 0 is perfect, 0.5 is chance.
+    background_activation: the same with background locations.
+    cross_share: the class's map, stretched to [0, 1] over the picture's locations; mean on others / (mean on others +
+        mean on the class). 0.5 = others light up as much. Unlike the first it sees by how much, not how often.
+
+    The paper defines no such figure; these are ours. Locations that are IGNORE count for nothing.
     """
 
+    _KINDS = ("cross_activation", "background_activation", "cross_share")
+
     def __init__(self, n_classes: int) -> None:
-        self.sums = np.zeros((2, n_classes))
-        self.counts = np.zeros((2, n_classes), dtype=np.int64)
-        self.pair_sums = np.zeros((n_classes, n_classes))
-        self.pair_counts = np.zeros((n_classes, n_classes), dtype=np.int64)
+        self._sums = {kind: np.zeros(n_classes) for kind in self._KINDS}
+        self._counts = {kind: np.zeros(n_classes, dtype=np.int64) for kind in self._KINDS}
+        self._pair_sums = np.zeros((n_classes, n_classes))
+        self._pair_counts = np.zeros((n_classes, n_classes), dtype=np.int64)
 
-    def update(self, maps: Tensor, cells: np.ndarray) -> None:
+    def update(self, maps: "Tensor | np.ndarray", cells: np.ndarray) -> None:
         """Add one picture: maps (N, C) and the labels of its locations (N,), see `cell_labels`."""
-        present = [int(value) for value in np.unique(cells) if value > 0]
-        where = {value: torch.from_numpy(np.flatnonzero(cells == value)) for value in (0, *present)}
-        for value in present:
-            c = value - 1
-            own = maps[where[value], c]
-            others = [other for other in present if other != value]
-            if others:
-                wins = {other: _outranks(maps[where[other], c], own) for other in others}
-                for other, share in wins.items():
-                    self.pair_sums[c, other - 1] += share
-                    self.pair_counts[c, other - 1] += 1
-                sizes = np.array([len(where[other]) for other in others])
-                self._add(0, c, float(np.average(list(wins.values()), weights=sizes)))
-            if len(where[0]):
-                self._add(1, c, _outranks(maps[where[0], c], own))
+        values, n_classes = np.asarray(maps), len(self._pair_sums)
+        if values.shape != (len(cells), n_classes):
+            raise InputError(
+                f"maps have shape {values.shape}; expected ({len(cells)} locations, {n_classes} classes), as the labels"
+            )
+        counted = cells != IGNORE
+        values, label = values[counted], cells[counted]
+        if np.isnan(values).any():
+            raise InputError("the maps contain NaN; expected numbers: check the features that they come from")
+        if (label > n_classes).any():
+            raise InputError(f"the mask has value {label.max()}; expected 0 (background) to {n_classes}")
+        sizes = np.bincount(label, minlength=n_classes + 1)
+        present = np.flatnonzero(sizes[1:])  # class indices
+        for c in present.tolist():
+            others = present[present != c]
+            wins = np.bincount(label, _outranked(values[:, c], label == c + 1), minlength=n_classes + 1)
+            if len(others):
+                self._add("cross_activation", c, wins[others + 1].sum() / sizes[others + 1].sum())
+                self._add("cross_share", c, _share(values[:, c], label == c + 1, label > 0))
+                self._pair_sums[c, others] += wins[others + 1] / sizes[others + 1]
+                self._pair_counts[c, others] += 1
+            if sizes[0]:
+                self._add("background_activation", c, wins[0] / sizes[0])
 
-    def _add(self, kind: int, c: int, share: float) -> None:
-        self.sums[kind, c] += share
-        self.counts[kind, c] += 1
+    def _add(self, kind: str, c: int, figure: float) -> None:
+        self._sums[kind][c] += figure
+        self._counts[kind][c] += 1
 
     def result(self) -> dict[str, Any]:
-        """Return both figures (None where never measured) and the number of (picture, class) cases of each."""
-        means = [
-            float((sums[counts > 0] / counts[counts > 0]).mean()) if counts.any() else None
-            for sums, counts in zip(self.sums, self.counts, strict=True)
-        ]
+        """Return the figures (None where never measured) and the number of (picture, class) cases of each kind."""
+        per_class = {
+            kind: [s / n if n else None for s, n in zip(self._sums[kind], self._counts[kind], strict=True)]
+            for kind in self._KINDS
+        }
         return {
-            "cross_activation": means[0],
-            "background_activation": means[1],
-            "n_cross": int(self.counts[0].sum()),
-            "n_background": int(self.counts[1].sum()),
+            **{kind: mean_defined(figures) for kind, figures in per_class.items()},
+            "n_cross": int(self._counts["cross_activation"].sum()),
+            "n_background": int(self._counts["background_activation"].sum()),
         }
 
     def matrix(self) -> np.ndarray:
-        """Return by (query, other class) how often the query outranks itself there (C, C); NaN where never together."""
+        """Return who lights up where (C, C): row = query, column = the other class whose locations are looked at.
+
+        Each entry is the mean over pictures with both of the probability that the query's map is higher at a location
+        of the other class than at one of its own; NaN where the two are never together, and on the diagonal.
+        """
         return np.divide(
-            self.pair_sums, self.pair_counts, out=np.full_like(self.pair_sums, np.nan), where=self.pair_counts > 0
+            self._pair_sums, self._pair_counts, out=np.full_like(self._pair_sums, np.nan), where=self._pair_counts > 0
         )
 
 
-def _outranks(other: Tensor, own: Tensor) -> float:
-    """Share of the pairs (other, own) in which `other` is higher; ties count half."""
-    difference = other[:, None] - own[None]
-    return float((difference > 0).double().mean() + 0.5 * (difference == 0).double().mean())
+def _outranked(values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Share of the own locations (bool mask) that each location exceeds; ties count half: (N,) -> (N,)."""
+    ranked = np.sort(values[own])
+    below, not_above = (np.searchsorted(ranked, values, side=side) for side in ("left", "right"))
+    return (below + not_above) / (2 * len(ranked))
+
+
+def _share(values: np.ndarray, own: np.ndarray, objects: np.ndarray) -> float:
+    """Mean of the stretched map on other objects / (the same + its mean on the own one); 0.5 for a flat map."""
+    stretched = values.astype(np.float64) - values.min()  # the division by the range cancels out
+    others, itself = stretched[objects & ~own].mean(), stretched[own].mean()
+    return float(others / (others + itself)) if others + itself > 0 else 0.5

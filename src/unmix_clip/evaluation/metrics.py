@@ -2,7 +2,7 @@
 
 Scores are (n, C), higher = more likely present; labels are 1 (present), 0 (absent) or -1 (unknown: left out). What is
 undefined is None, never 0 (a metric library that counts a class without positives as 0 moves the mean by points). The
-figures at a threshold are those of the multi-label literature (arXiv 1604.04573, "CNN-RNN", section 4).
+figures at a threshold are those of the multi-label literature (as in CNN-RNN, arXiv 1604.04573).
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,16 @@
 """How segmentation is scored, by name. A number without its protocol means nothing: papers differ by many points.
 
 `standard` and `standard-objects` take one confusion matrix over the whole data set, as all rivals report. The `paper`
-ones reproduce what the author's public code prints, and compare with nothing else.
+ones reproduce what the author's public code prints (arXiv 2502.02977), and compare with nothing else.
 """
 
 from dataclasses import dataclass
 
 from unmix_clip.errors import InputError
+
+BACKGROUNDS = ("threshold", "ignored")
+AVERAGES = ("dataset", "image", "image-positive")
+RESIZES = ("bilinear",)
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,21 @@ class Protocol:
     """`dataset`: IoU of the classes from one confusion matrix; `image`: mean over pictures of the mean IoU of the
     classes that the picture shows; `image-positive`: the same over those with IoU > 0."""
     note: str = ""
+    """One line for people, printed beside every result."""
+    resize: str = "bilinear"
+    """How maps are brought to the mask's size before the best class is taken: `bilinear`, pixel centres aligned
+    (`align_corners=False`). Masks are never resized."""
+
+    def __post_init__(self) -> None:
+        for field, known in (("background", BACKGROUNDS), ("averaging", AVERAGES), ("resize", RESIZES)):
+            if getattr(self, field) not in known:
+                found = getattr(self, field)
+                raise InputError(f"protocol {self.name}: {field} is {found!r}; expected one of {', '.join(known)}")
+
+    @property
+    def per_image(self) -> bool:
+        """Whether the mean is taken inside each picture first."""
+        return self.averaging != "dataset"
 
 
 PROTOCOLS = {

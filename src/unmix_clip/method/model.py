@@ -59,7 +59,7 @@ class UnmixModel(Projectors):
     def objective(
         self, patches: Tensor, texts: ClassTexts, labels: Tensor, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the named terms of the loss and their weighted sum `loss`, all scalars. labels: (B, C) in {1, 0, -1}."""
+        """Return the named terms of the loss and their weighted sum `loss`; labels: (B, C) in {1, 0, -1}."""
         config = self.config
         queries = self.project_queries(texts)
         asl = asymmetric_loss(

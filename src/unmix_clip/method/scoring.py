@@ -1,6 +1,6 @@
 """From projected locations and texts to a logit per class and picture, and to a map per class.
 
-Two scores (arXiv 2502.02977, and ours). Neither looks at other names: a class's logit and map depend on that class alone.
+Two scores (arXiv 2502.02977, and ours). Neither looks at other names: logit and map depend on their class alone.
 
 dual: positive and negative prompt. s = scale * cos(location, text), weights = softmax of s over locations,
     branch = gain * sum(weights * s), each branch with its own weights; probability = softmax over (negative, positive).

@@ -46,8 +46,8 @@ class Report:
     def tiles(self, figures: Sequence[tuple[str, str, str]]) -> None:
         """Add headline figures: (what, before, after)."""
         cells = (
-            f'<div class="tile">{html.escape(what)}<b>{html.escape(before)} → <span>{html.escape(after)}</span></b></div>'
-            for what, before, after in figures
+            f'<div class="tile">{what}<b>{before} → <span>{after}</span></b></div>'
+            for what, before, after in (map(html.escape, figure) for figure in figures)
         )
         self.parts.append(f'<div class="tiles">{"".join(cells)}</div>')
 

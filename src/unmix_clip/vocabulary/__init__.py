@@ -44,11 +44,14 @@ def load_class_list(source: str) -> tuple[str, ...]:
     """Read class names.
 
     Args:
-        source: a file with one name a line (`#` starts a comment line), or names separated by commas.
+        source: a file with one name a line (`#` starts a comment line), names separated by commas, or `coco` for the
+            80 names of COCO.
 
     Raises:
         InputError: a file that is missing, an empty name, a name given twice.
     """
+    if source == "coco":
+        return coco_names()
     if Path(source).is_file():
         lines = Path(source).read_text(encoding="utf-8").splitlines()
         found = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if not line.lstrip().startswith("#")]

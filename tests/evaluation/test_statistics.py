@@ -1,0 +1,107 @@
+"""The bootstrap against resampling by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from unmix_clip.errors import InputError
+from unmix_clip.evaluation.metrics import mean_defined, per_class_ap
+from unmix_clip.evaluation.statistics import bootstrap_map, interval, paired_bootstrap, resampling_weights
+
+
+def table(n=30, n_classes=6, seed=0, decimals=1):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, n_classes)) < 0.15).astype(np.int8)
+    scores = np.round(rng.normal(size=labels.shape) + labels, decimals)  # rounded: with ties
+    labels[rng.random(labels.shape) < 0.1] = -1
+    return scores.astype(np.float32), labels
+
+
+def naive_map(scores, labels, drawn):
+    """Repeat the pictures as drawn and ask scikit-learn, class by class."""
+    figures = []
+    for s, y in zip(scores[drawn].T, labels[drawn].T, strict=True):
+        if (y == 1).any():
+            figures.append(average_precision_score(y[y >= 0], s[y >= 0]))
+    return np.mean(figures) if figures else np.nan
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bootstrap_map_equals_drawing_the_pictures_themselves(seed):
+    scores, labels = table(seed=seed)
+    weights = resampling_weights(len(scores), 100, seed)
+    expected = [naive_map(scores, labels, np.repeat(np.arange(len(row)), row.astype(int))) for row in weights]
+    np.testing.assert_allclose(bootstrap_map(scores, labels, weights), expected, atol=1e-9)
+
+
+def test_drawing_every_picture_once_gives_the_map_itself():
+    scores, labels = table()
+    weights = np.ones((1, len(scores)), dtype=np.float32)
+    assert bootstrap_map(scores, labels, weights)[0] == pytest.approx(mean_defined(per_class_ap(scores, labels)))
+
+
+def test_a_resample_without_any_positive_is_undefined_and_so_is_the_interval():
+    scores, labels = np.array([[0.1], [0.2]]), np.array([[1], [0]])
+    maps = bootstrap_map(scores, labels, np.array([[1, 1], [0, 2]], dtype=np.float32))
+    assert maps[0] == 0.5
+    assert np.isnan(maps[1])
+    assert interval(maps) is None
+
+
+def test_resamples_draw_as_many_pictures_as_there_are_and_depend_on_the_seed_alone():
+    weights = resampling_weights(50, 20, seed=4)
+    assert (weights.sum(1) == 50).all()
+    np.testing.assert_array_equal(weights, resampling_weights(50, 20, seed=4))
+    assert (weights != resampling_weights(50, 20, seed=5)).any()
+    with pytest.raises(InputError, match="no pictures"):
+        resampling_weights(0, 20)
+
+
+def test_the_interval_holds_the_middle_95_percent():
+    assert interval(np.arange(1001.0)) == [25.0, 975.0]
+
+
+def test_the_interval_covers_the_true_map_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        labels = (rng.random((200, 3)) < 0.3).astype(np.int8)
+        scores = rng.normal(size=labels.shape) + labels
+        low, high = interval(bootstrap_map(scores, labels, resampling_weights(200, 200, seed)))
+        # mAP of these normal distributions, from 200,000 pictures
+        covered += low <= 0.5884 <= high
+    assert covered >= 50
+
+
+def test_a_method_does_not_differ_from_itself():
+    scores, labels = table()
+    same = paired_bootstrap(scores, scores, labels, resamples=50)
+    assert (same.difference, same.ci95, same.p) == (0.0, [0.0, 0.0], 1.0)
+
+
+def test_a_much_better_method_differs_surely_and_the_sign_follows_the_order():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((200, 4)) < 0.3).astype(np.int8)
+    good, bad = labels + 0.3 * rng.normal(size=labels.shape), rng.normal(size=labels.shape)
+    forward, backward = (paired_bootstrap(a, b, labels, resamples=199) for a, b in ((good, bad), (bad, good)))
+    assert forward.difference > 0.3
+    assert forward.ci95[0] > 0
+    assert forward.p == backward.p == pytest.approx(2 / 200)
+    assert backward.difference == -forward.difference
+    assert backward.ci95 == pytest.approx([-forward.ci95[1], -forward.ci95[0]])
+
+
+def test_pairing_makes_the_interval_narrower_than_that_of_either_method():
+    rng = np.random.default_rng(1)
+    labels = (rng.random((150, 4)) < 0.3).astype(np.int8)
+    first = labels + rng.normal(size=labels.shape)
+    second = first + 0.05 * rng.normal(size=labels.shape)
+    paired = paired_bootstrap(first, second, labels, resamples=200).ci95
+    single = interval(bootstrap_map(first, labels, resampling_weights(150, 200)))
+    assert paired[1] - paired[0] < 0.5 * (single[1] - single[0])
+
+
+def test_a_comparison_without_positives_is_undefined():
+    scores, labels = np.zeros((4, 2)), np.zeros((4, 2), int)
+    nothing = paired_bootstrap(scores, scores, labels, resamples=10)
+    assert (nothing.difference, nothing.ci95, nothing.p) == (None, None, None)
