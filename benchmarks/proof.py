@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unmix_clip.config import load_config
+from unmix_clip.evaluation.entanglement import text_entanglement
 from unmix_clip.files import write_json
 from unmix_clip.provenance import versions
 from unmix_clip.report.tables import align, percent
@@ -50,24 +51,23 @@ def main() -> None:
         "unmix, recipe paper, MFI weight 0": replace(load_config("paper"), mfi_weight=0.0),
     }
     lines: dict[str, list[Measured]] = {r.name: [study.measure(r, t)] for r, t in study.rivals()}
-    unseen = {"maskclip": [study.measure_unseen(None)]}
-    cosine = 0.0
+    unseen = {name: [study.unseen_figures(None, name)] for name in ("clip", "maskclip")}
     for name, config in recipes.items():
         trained = [study.fit(config, seed) for seed in seeds]
         lines[name] = [study.measure_trained(one, name) for one in trained]
-        unseen[name] = [study.measure_unseen(one) for one in trained]
+        unseen[name] = [study.unseen_figures(one) for one in trained]
     lines["pixel-probe (ceiling)"] = [study.pixel_ceiling()]
     plain = study.plain_texts.positive.numpy()
-    from unmix_clip.evaluation.entanglement import text_entanglement
-
     cosine = text_entanglement(plain, study.train.classes)["mean_cosine"]
     print(f"\n{study.test.dataset.spec}, {len(study.train.samples)} training scenes, seeds {args.seeds}")
     print("\n".join(align([HEADER, *(row(name, measured) for name, measured in lines.items())])))
     print(f"\nmean cosine of the plain class texts: {cosine:.4f}")
-    print("\nunseen names, mAP of their tags / of the seen names in the same scenes:")
-    for name, measured in unseen.items():
-        figures = [np.mean([m.recognition[key] for m in measured]) for key in ("map_unseen", "map_seen")]
-        print(f"  {name}: {percent(float(figures[0]))} / {percent(float(figures[1]))}")
+    keys = ("map_unseen", "map_seen", "miou_unseen", "miou_seen")
+    print("\nscenes with unseen names, all names asked (means over seeds)")
+    rows = [
+        [name, *(percent(float(np.mean([f[key] for f in found]))) for key in keys)] for name, found in unseen.items()
+    ]
+    print("\n".join(align([["method", "mAP unseen", "mAP seen", "mIoU unseen", "mIoU seen"], *rows])))
     write_json(
         args.out,
         {
@@ -77,10 +77,7 @@ def main() -> None:
             "plain_mean_cosine": cosine,
             "figures": {name: spread(measured) for name, measured in lines.items()},
             "mean_cosine": {name: [m.mean_cosine for m in measured] for name, measured in lines.items()},
-            "unseen": {
-                name: {key: [m.recognition[key] for m in ms] for key in ("map_unseen", "map_seen")}
-                for name, ms in unseen.items()
-            },
+            "unseen": unseen,
             "versions": versions(),
             "seconds": watch.seconds,
         },

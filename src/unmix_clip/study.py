@@ -12,9 +12,10 @@ from unmix_clip.backbones import build_backbone
 from unmix_clip.baselines.pixel_probe import train_pixel_probe
 from unmix_clip.config import TrainConfig
 from unmix_clip.data.samples import Dataset
+from unmix_clip.data.scenes import class_groups
+from unmix_clip.evaluation.metrics import mean_defined
 from unmix_clip.evaluation.protocols import PROTOCOLS
 from unmix_clip.evaluator import (
-    Bench,
     Method,
     Thresholds,
     evaluate_cross_activation,
@@ -83,9 +84,9 @@ class Study:
         self.unseen = self.place.bench(self.place.load(f"scenes@unseen?n={sizes.unseen}"))
         self.plain_texts = self.place.texts(load_prompts("plain"), self.train.classes)
 
-    def measure(self, method: Method, thresholds: Thresholds, seed: int = 0, bench: Bench | None = None) -> Measured:
-        """Measure a method on the test scenes (or another bench) with thresholds fitted on validation scenes."""
-        bench = bench or self.test
+    def measure(self, method: Method, thresholds: Thresholds, seed: int = 0) -> Measured:
+        """Measure a method on the test scenes with thresholds fitted on validation scenes."""
+        bench = self.test
         common = {**provenance(self.place, "", bench.dataset, seed), "method": method.name}
         protocols = [PROTOCOLS["standard"], PROTOCOLS["standard-objects"]]
         masks = evaluate_masks(method, bench, thresholds, protocols)
@@ -123,15 +124,26 @@ class Study:
         entanglement = entanglement_of(self.train.classes, trained.texts, trained.state.model)
         return replace(measured, mean_cosine=entanglement["after"]["mean_cosine"])
 
-    def measure_unseen(self, trained: Trained | None, rival: str = "maskclip") -> Measured:
-        """Measure on scenes with unseen names, all names asked: a trained recipe, or a rival where there is none."""
+    def unseen_figures(self, trained: Trained | None, rival: str = "maskclip") -> dict[str, float]:
+        """Return what happens on scenes with unseen names, all names asked: of a trained recipe, or of a raw rival.
+
+        mAP of the tags and mIoU over object pixels, each over the seen and over the unseen names.
+        """
+        names = self.unseen.dataset.classes
         if trained is None:
-            texts = self.place.texts(load_prompts("plain"), self.unseen.dataset.classes)
+            texts = self.place.texts(load_prompts("plain"), names)
             method: Method = build_rivals([rival], texts, self.unseen)[0]
-            return self.measure(method, Thresholds(0.0, 0.0), bench=self.unseen)
-        texts = self.place.texts(load_prompts(trained.state.model.config.prompts), self.unseen.dataset.classes)
-        method = unmix_method(trained.state.model, texts)
-        return self.measure(method, trained.thresholds, trained.state.model.config.seed, self.unseen)
+        else:
+            model = trained.state.model
+            method = unmix_method(model, self.place.texts(load_prompts(model.config.prompts), names))
+        tags = evaluate_tags(method, self.unseen, None)
+        ungated = Thresholds(tag=0.0, background=None)  # object pixels need no operating point
+        protocol = PROTOCOLS["standard-objects"]
+        iou = evaluate_masks(method, self.unseen, ungated, [protocol])[protocol.name]["per_class_iou"]
+        figures = {"map_seen": tags["map_seen"], "map_unseen": tags["map_unseen"]}
+        for group, indices in class_groups(names).items():
+            figures[f"miou_{group}"] = mean_defined([iou[names[i]] for i in indices]) or 0.0
+        return figures
 
     def pixel_ceiling(self, seed: int = 0) -> Measured:
         """Train and measure the linear head with pixel labels."""

@@ -177,13 +177,15 @@ def test_the_fitted_threshold_is_the_best_on_a_larger_table(kind):
     assert figures[fitted] == pytest.approx(max(figures.values()), abs=1e-12)
 
 
-def test_the_two_criteria_can_choose_differently_and_others_are_refused():
-    # One frequent class that is found at a low score, one rare class that is best cut high.
-    scores = np.array([[0.3, 0.2], [0.3, 0.2], [0.3, 0.2], [0.3, 0.9]])
-    labels = np.array([[1, 0], [1, 0], [1, 0], [0, 1]])
-    assert fit_threshold(scores, labels, "of1") == pytest.approx(0.3)
+def test_the_two_criteria_choose_differently_where_one_class_dominates():
+    scores = np.array([[0.2, 1.0], [0.2, 0.8], [0.2, 0.8], [0.6, 1.0], [0.6, 1.0], [1.0, 0.8]])
+    labels = np.array([[1, 0], [0, 0], [1, 0], [0, 0], [1, 0], [1, 1]])
+    assert (fit_threshold(scores, labels, "of1"), fit_threshold(scores, labels, "cf1")) == (0.2, 0.8)
+
+
+def test_an_unknown_criterion_is_refused_with_those_that_exist():
     with pytest.raises(InputError, match="of1, cf1"):
-        fit_threshold(scores, labels, "f2")
+        fit_threshold(*random_table(5, 2), "f2")
 
 
 def test_top1_counts_pictures_with_an_object_and_leaves_unknown_classes_out():

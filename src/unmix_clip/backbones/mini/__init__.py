@@ -80,7 +80,7 @@ class MiniTokenizer:
         for text in texts:
             if unknown := self.unknown_words(text):
                 raise InputError(
-                    f"the backbone mini does not know the word {unknown[0]!r} (in {text!r}), just the "
-                    f"{len(self.words)} words of its embedded world; use one of them or a real CLIP (--backbone RN101:openai)"
+                    f"the backbone mini does not know the word {unknown[0]!r} (in {text!r}), just "
+                    f"the {len(self.words)} of its embedded world; use one of those or a real CLIP (--backbone RN101:openai)"
                 )
         return torch.searchsorted(self.token_ids, self._bpe(list(texts)))
