@@ -38,6 +38,10 @@ from unmix_clip.data.scenes.compose import compose_scene, draw_names
 from unmix_clip.data.scenes.world import load_world
 
 PACKAGE_DIR = Path(__file__).parent.parent / "src" / "unmix_clip" / "backbones" / "mini"
+WORKERS = 1
+"""Processes that draw scenes ahead, for each training process."""
+CHECKPOINT_EVERY = 100
+"""Steps between two checkpoints."""
 CAPTIONS = 2
 """Captions of each picture; the text tower is so small that a second one is nearly free."""
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI CLIP's
@@ -181,7 +185,8 @@ def run(rank: int, plan: Plan, out: Path) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first_step, log = state["step"], state["log"]
-    loader = DataLoader(CaptionedScenes(plan, rank, first_step), batch_size=None, num_workers=1, prefetch_factor=4)
+    scenes = CaptionedScenes(plan, rank, first_step)
+    loader = DataLoader(scenes, batch_size=None, num_workers=WORKERS, prefetch_factor=4 if WORKERS else None)
     started, seen = time.monotonic(), 0
     spent_s = log[-1]["seconds"] if log else 0.0
     for step, batch in enumerate(loader, start=first_step):
@@ -195,7 +200,7 @@ def run(rank: int, plan: Plan, out: Path) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         seen += plan.batch * plan.processes
-        if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == plan.steps):
+        if rank == 0 and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == plan.steps):
             seconds = time.monotonic() - started
             log.append(
                 {

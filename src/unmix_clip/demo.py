@@ -166,7 +166,7 @@ def _write_report(
     report.heading("Where a name lights up")
     report.figure(
         figures["queries.png"],
-        "Maps of one name: in plain CLIP (maskclip) and unmixed. Bright = high, stretched per map.",
+        "Maps of one name in plain CLIP (maskclip) and unmixed; what is below the background threshold is dark.",
     )
     report.heading("Every method on the same scenes")
     header = ["method", *(title for _, title in COLUMNS)]
@@ -201,7 +201,8 @@ def _write_report(
 
 def query_rows(study: Study, trained: Trained) -> list[QueryRow]:
     """Choose the first test scenes with three objects, one query each, with the maps of plain CLIP and of the model."""
-    plain: Method = study.rivals(["maskclip"])[0][0]
+    plain, fitted = study.rivals(["maskclip"])[0]
+    low = (fitted.background, trained.thresholds.background)
     bench, classes = study.test, study.test.dataset.classes
     wanted = [i for i, row in enumerate(bench.labels) if row.sum() == 3][:QUERIES]
     rows = []
@@ -213,7 +214,7 @@ def query_rows(study: Study, trained: Trained) -> list[QueryRow]:
         grids = [maps_of[name][index][:, asked].reshape(1, *bench.store.grid_hw) for name in ("maskclip", "unmix")]
         before, after = (bench.preprocess.grid_to_image(g, (image.height, image.width))[0].numpy() for g in grids)
         others = [classes[i] for i in present if i != asked]
-        rows.append(QueryRow(image, classes[asked], others, before, after))
+        rows.append(QueryRow(image, classes[asked], others, before, after, low))
     return rows
 
 

@@ -57,7 +57,7 @@ def predict_files(
                 stem = _unique(file.stem, used)
                 records.append(_record(file, image, found, stem, masks))
                 if found.maps is not None:
-                    _write_pictures(out, stem, image, found, heatmaps, masks)
+                    _write_pictures(out, stem, image, found, heatmaps, masks, model.run.thresholds.background)
                     coco += _coco_annotations(index, found, len(coco))
             bar.advance()
     result = {
@@ -100,14 +100,16 @@ def _unique(stem: str, used: set[str]) -> str:
     return name
 
 
-def _write_pictures(out: Path, stem: str, image: Image.Image, found: Prediction, heatmaps: bool, masks: bool) -> None:
+def _write_pictures(
+    out: Path, stem: str, image: Image.Image, found: Prediction, heatmaps: bool, masks: bool, background: float | None
+) -> None:
     maps = found.maps
     assert maps is not None, "maps were asked for"
     if heatmaps:
         folder = make_folder(out / "heatmaps" / stem)
         for name in found.tags.labels:
             heat = maps.heatmaps[maps.classes.index(name)]
-            _save(Image.fromarray(overlay(image, heat)), folder / f"{name.replace('/', '_')}.jpg")
+            _save(Image.fromarray(overlay(image, heat, background)), folder / f"{name.replace('/', '_')}.jpg")
     if masks:
         folder = make_folder(out / "masks")
         indexed = Image.fromarray(maps.mask.astype(np.uint8 if len(maps.classes) < 255 else np.uint16))

@@ -93,7 +93,7 @@ def test_features_that_do_not_fit_are_refused_in_one_line(features, classes, mes
 
 
 def slow_cross_activation(pictures, n_classes):
-    """Per picture and class scikit-learn's AUC of own against other locations, averaged per class, then over classes."""
+    """Per picture and class scikit-learn's AUC of own against other locations; mean per class, then over classes."""
     cross, background, pairs = ({} for _ in range(3))
     for maps, cells in pictures:
         for c in range(n_classes):
@@ -195,12 +195,12 @@ def test_what_was_never_seen_is_none():
 
 
 def test_classes_weigh_the_same_however_often_they_are_shown():
-    cells = np.array([1, 2])
-    good, bad = np.array([[1.0, 0], [0, 0]]), np.array([[0.0, 0], [1, 0]])  # class 1 right, wrong; class 2 flat: 0.5
-    right_then_wrong = measured([(good, cells), (good, cells), (bad, cells), (np.eye(2), np.array([1, 0]))], 2)
-    assert right_then_wrong.result()["cross_activation"] == pytest.approx(
-        (1 / 3 + 0.5 * 2 / 3 + 1 / 3 * 0) / 2, abs=0.2
-    )
+    # Three pictures with classes 1 and 2: both maps are high on class 1. One with 1 and 3: both are high on class 3.
+    first, second = np.array([[1.0, 1, 0], [0, 0, 0]]), np.array([[0.0, 0, 0], [1, 0, 1]])
+    given = [(first, np.array([1, 2]))] * 3 + [(second, np.array([1, 3]))]
+    result = measured(given, 3).result()
+    assert result["cross_activation"] == pytest.approx(((0 + 0 + 0 + 1) / 4 + (1 + 1 + 1) / 3 + 0) / 3)
+    assert result["n_cross"] == 8
 
 
 @pytest.mark.parametrize(
@@ -247,4 +247,4 @@ def test_a_location_takes_the_value_that_fills_most_of_it(truth_hw, grid_hw, con
 def test_locations_of_a_hand_drawn_mask():
     truth = np.array([[1, 1, 0, 0], [1, 0, 0, 2], [3, 3, -1, -1], [3, 3, -1, 2]])
     assert cell_labels(truth, (2, 2), (8, 8), (8, 8)).tolist() == [1, 0, 3, -1]
-    assert cell_labels(truth, (2, 2), (8, 4), (8, 8)).tolist() == [0, -1, -1, -1]
+    assert cell_labels(truth, (2, 2), (8, 4), (8, 8)).tolist() == [0, -1, 3, -1]

@@ -26,10 +26,11 @@ def evaluate(protocol, truth=TRUTH, predicted=PREDICTED):
 
 
 def test_standard_takes_one_matrix_over_the_data_set_with_background():
-    # All pixels but the ignored one. fork: hit 1, union 6 (truth 2, predicted 5); plate: hit 2, union 6; background 0 / 2.
+    # All pixels but the ignored one. fork: hit 1, union 6 (truth 2, predicted 2 + 3); plate: hit 2, union 7 (truth
+    # 1 + 4, predicted 2 + 2); background: truth 2, never predicted.
     result = evaluate("standard")
-    assert result["per_class_iou"] == {"background": 0.0, "fork": 1 / 6, "plate": 2 / 6, "car": None}
-    assert result["miou"] == pytest.approx((0 + 1 / 6 + 2 / 6) / 3)
+    assert result["per_class_iou"] == {"background": 0.0, "fork": 1 / 6, "plate": 2 / 7, "car": None}
+    assert result["miou"] == pytest.approx((0 + 1 / 6 + 2 / 7) / 3)
     assert result["pixel_accuracy"] == pytest.approx(3 / 9)
     assert (result["background"], result["n_classes_scored"]) == ("threshold", 3)
 

@@ -149,7 +149,7 @@ def fit_threshold(scores: np.ndarray, labels: np.ndarray, kind: str = "of1") -> 
 def _cf1_by_rank(classes: np.ndarray, positive: np.ndarray, n_classes: int) -> np.ndarray:
     """Return CF1 after accepting the first 1, 2, ... pairs: class and truth of each pair by falling score."""
     positives = np.bincount(classes[positive], minlength=n_classes)
-    scored = positives > 0
+    scored = np.count_nonzero(positives)
     by_class = np.argsort(classes, kind="stable")  # inside a class still by falling score
     starts = np.searchsorted(classes[by_class], np.arange(n_classes))
     of_class = classes[by_class]
@@ -159,9 +159,9 @@ def _cf1_by_rank(classes: np.ndarray, positive: np.ndarray, n_classes: int) -> n
     before = np.append(0.0, precision[:-1])
     before[np.arange(len(classes)) == starts[of_class]] = 0  # a class that is not predicted yet has precision 0
     gain = np.empty(len(classes))
-    gain[by_class] = np.where(scored[of_class], precision - before, 0)
-    cp = np.cumsum(gain) / scored.sum()
-    cr = np.cumsum(_ratio(positive.astype(float), positives[classes])) / scored.sum()
+    gain[by_class] = precision - before  # all 0 for a class without positives
+    cp = np.cumsum(gain) / scored
+    cr = np.cumsum(_ratio(positive.astype(float), positives[classes])) / scored
     return _harmonic(cp, cr)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 HEAT = matplotlib.colormaps["inferno"]
 STYLE = {
@@ -30,6 +30,8 @@ class QueryRow:
     """The other names that the picture shows."""
     before: np.ndarray  # (H, W)
     after: np.ndarray  # (H, W)
+    low: tuple[float | None, float | None] = (None, None)
+    """The background thresholds of both: what is below is shown dark."""
 
 
 def draw_matrices(before: np.ndarray, after: np.ndarray | None, names: Sequence[str]) -> Figure:
@@ -52,11 +54,9 @@ def draw_matrices(before: np.ndarray, after: np.ndarray | None, names: Sequence[
 
 def draw_query_maps(rows: Sequence[QueryRow]) -> Figure:
     """Draw for each row: the picture, where the name lights up in plain CLIP, and where it does unmixed."""
-    columns = max(1, (len(rows) + 1) // 2)
-    bands = (len(rows) + columns - 1) // columns
-    figure = Figure(figsize=(2.1 * 3 * min(columns, 2), 2.35 * ((len(rows) + 1) // min(columns, 2))))
-    across = min(columns, 2)
-    bands = (len(rows) + across - 1) // across
+    across = min(2, len(rows))
+    bands = -(-len(rows) // across)
+    figure = Figure(figsize=(6.3 * across, 2.35 * bands))
     axes = figure.subplots(bands, 3 * across, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -65,8 +65,8 @@ def draw_query_maps(rows: Sequence[QueryRow]) -> Figure:
         beside = f"beside {', '.join(row.others)}" if row.others else "alone"
         panels = (
             (np.asarray(row.image), f"“{row.name}”\n{beside}"),
-            (overlay(row.image, row.before), "plain CLIP\n"),
-            (overlay(row.image, row.after), "unmixed\n"),
+            (overlay(row.image, row.before, row.low[0]), "plain CLIP\n"),
+            (overlay(row.image, row.after, row.low[1]), "unmixed\n"),
         )
         for offset, (picture, title) in enumerate(panels):
             axes[band, first + offset].imshow(picture)
@@ -95,10 +95,14 @@ def draw_curves(histories: dict[str, Sequence[dict[str, float]]]) -> Figure:
     return figure
 
 
-def overlay(image: Image.Image, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
-    """Lay a map (H, W) over a picture: (H, W, 3) uint8. The map is stretched to its own range, high is bright."""
-    low, high = float(heat.min()), float(heat.max())
-    level = (heat - low) / max(high - low, 1e-9)
+def overlay(image: Image.Image, heat: np.ndarray, low: float | None = None, strength: float = 0.75) -> np.ndarray:
+    """Lay a map (H, W) over a picture: (H, W, 3) uint8, bright where it is high.
+
+    `low` is the value from which the map counts, such as the background threshold; all below it is dark. None = the
+    map's lowest value.
+    """
+    low, high = float(heat.min()) if low is None else low, float(heat.max())
+    level = np.clip((heat - low) / max(high - low, 1e-9), 0, 1)
     grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     return (grey * (1 - strength) + HEAT(level)[..., :3] * 255 * strength).astype(np.uint8)
 
@@ -114,8 +118,6 @@ def palette(count: int) -> np.ndarray:
 
 def paint_mask(image: Image.Image, mask: np.ndarray, classes: Sequence[str], strength: float = 0.6) -> Image.Image:
     """Lay a mask (H, W), 0 = background, over a picture, with the names of its classes in their colours."""
-    from PIL import ImageDraw
-
     colours = palette(len(classes))
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     inside = (mask > 0)[..., None]

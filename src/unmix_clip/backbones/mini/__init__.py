@@ -81,6 +81,6 @@ class MiniTokenizer:
             if unknown := self.unknown_words(text):
                 raise InputError(
                     f"the backbone mini does not know the word {unknown[0]!r} (in {text!r}), just "
-                    f"the {len(self.words)} of its embedded world; use one of those or a real CLIP (--backbone RN101:openai)"
+                    f"the {len(self.words)} of its world; use one of those or a real CLIP (--backbone RN101:openai)"
                 )
         return torch.searchsorted(self.token_ids, self._bpe(list(texts)))
