@@ -70,7 +70,7 @@ PHASES = (
 class Plan:
     """Everything that decides the result, saved in `training.json`."""
 
-    steps: int = 2400
+    steps: int = 1100
     batch: int = 128
     """Pictures a step and process; negatives come from the same batch."""
     processes: int = 2

@@ -40,7 +40,9 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 return _to_rgb(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise InputError(f"no picture at {path}; check the path") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} has far more than {max_pixels:,} pixels, the most expected: scale it down") from None
+    except UnidentifiedImageError as error:
         raise InputError(f"{path} is no picture that can be read: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
@@ -52,7 +54,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Bring any mode to RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        scale = 257 if image.mode.startswith("I") and values.max(initial=0) > 255 else 1
+        # I;16 says its depth; I has 32 bits for files of 16, so its values have to tell.
+        scale = 257 if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255) else 1
         return Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layered = image.convert("RGBA")

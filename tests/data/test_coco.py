@@ -1,0 +1,152 @@
+"""The COCO reader against pycocotools, on real photos, and on files with every mistake."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+from PIL import Image
+from pycocotools.coco import COCO
+
+from unmix_clip.data import load_data
+from unmix_clip.data.coco import decode_region
+from unmix_clip.data.samples import IGNORE, label_matrix, select_classes
+from unmix_clip.errors import InputError
+
+ROOT = SHARED / "coco96"
+SPLITS = {"train2017": (72, 7, 2), "val2017": (24, 1, 0)}
+
+
+@needs_shared
+@pytest.mark.parametrize("split", SPLITS)
+def test_labels_and_masks_agree_with_pycocotools_on_every_photo(split):
+    dataset = load_data(f"coco:{ROOT}@{split}")
+    reference = COCO(ROOT / "annotations" / f"instances_{split}.json")
+    categories = reference.getCatIds()
+    assert list(dataset.classes) == [c["name"] for c in reference.loadCats(categories)]
+    by_name = {image["file_name"]: image["id"] for image in reference.loadImgs(reference.getImgIds())}
+    for sample in dataset.samples:
+        mask = sample.load_mask()
+        annotations = reference.loadAnns(reference.getAnnIds(imgIds=by_name[sample.key]))
+        for index, category in enumerate(categories):
+            own = [a for a in annotations if a["category_id"] == category]
+            single = any(not a["iscrowd"] for a in own)
+            assert sample.labels[index] == (1 if single else -1 if own else 0)
+        covered = np.zeros(mask.shape, dtype=bool)
+        for annotation in annotations:
+            region = reference.annToMask(annotation).astype(bool)
+            covered |= region
+            if not annotation["iscrowd"]:
+                value = categories.index(annotation["category_id"]) + 1
+                smaller = [a for a in annotations if not a["iscrowd"] and a["area"] <= annotation["area"]]
+                hidden = np.any([reference.annToMask(a) for a in smaller if a is not annotation] or [~region], axis=0)
+                assert (mask[region & ~hidden.astype(bool)] == value).all()
+        assert (mask[~covered] == 0).all()
+        assert mask.shape == (sample.load_image().height, sample.load_image().width)
+
+
+@needs_shared
+@pytest.mark.parametrize(("split", "counts"), SPLITS.items())
+def test_crowds_and_empty_photos_are_counted(split, counts):
+    dataset = load_data(f"coco:{ROOT}@{split}")
+    assert (len(dataset.samples), *dataset.notes.values()) == counts
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A COCO folder with one picture, one polygon and one crowd."""
+    (tmp_path / "val").mkdir()
+    (tmp_path / "annotations").mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "val" / "a.png")
+    square = {
+        "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]],
+        "area": 16,
+        "iscrowd": 0,
+        "image_id": 1,
+        "category_id": 7,
+        "id": 1,
+    }
+    crowd = {**square, "segmentation": {"size": [6, 8], "counts": [0, 48]}, "area": 48, "iscrowd": 1, "category_id": 3}
+    table = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 6, "width": 8}],
+        "annotations": [square, crowd],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+    }
+
+    def write(change=lambda table: None):
+        edited = json.loads(json.dumps(table))
+        change(edited)
+        (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(edited))
+        return f"coco:{tmp_path}@val"
+
+    return write
+
+
+def test_a_class_shown_only_as_a_crowd_is_unknown_and_its_region_ignored(tiny):
+    dataset = load_data(tiny())
+    assert dataset.classes == ("cat", "dog")  # by category id
+    assert label_matrix(dataset).tolist() == [[-1, 1]]
+    mask = dataset.samples[0].load_mask()
+    assert (mask[:4, :4] == 2).all()
+    assert (mask[5] == IGNORE).all()
+
+
+def test_polygons_and_both_run_length_forms_decode_alike():
+    from pycocotools import mask as rle
+
+    region = np.zeros((6, 8), dtype=np.uint8)
+    region[1:4, 2:5] = 1
+    compressed = rle.encode(np.asfortranarray(region))
+    flat = region.flatten(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]]))).tolist()
+    counts = np.diff([0, *edges, 48]).tolist()
+    for form in (compressed, {"size": [6, 8], "counts": counts}, [[2, 1, 5, 1, 5, 4, 2, 4]]):
+        assert np.array_equal(decode_region(form, (6, 8)), region.astype(bool))
+
+
+def test_selecting_classes_ignores_the_pixels_of_the_others(tiny):
+    dataset = select_classes(load_data(tiny(lambda t: t["annotations"].pop())), ["cat"])
+    assert dataset.classes == ("cat",)
+    assert dataset.samples[0].labels.tolist() == [0]
+    mask = dataset.samples[0].load_mask()
+    assert (mask[:4, :4] == IGNORE).all()
+    assert (mask[5] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.pop("images"), "no list 'images'"),
+        (lambda t: t["annotations"][0].pop("category_id"), r"annotations\[0\] lacks category_id"),
+        (lambda t: t["annotations"][0].update(category_id=5), "unknown category id 5"),
+        (lambda t: t["annotations"][0].update(image_id=5), "unknown image id 5"),
+        (lambda t: t["images"][0].update(file_name="b.png"), "1 of 1 pictures are missing"),
+    ],
+)
+def test_malformed_annotations_are_told_in_one_line(tiny, change, told):
+    with pytest.raises(InputError, match=told) as error:
+        load_data(tiny(change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_picture_or_mask_of_another_size_is_told(tiny):
+    sample = load_data(tiny(lambda t: t["images"][0].update(height=9))).samples[0]
+    with pytest.raises(InputError, match=r"is \(6, 8\) .* say \(9, 8\)"):
+        sample.load_image()
+    with pytest.raises(InputError, match="expected the same size"):
+        sample.load_mask()
+
+
+def test_a_file_that_is_not_json_and_a_missing_split_are_told(tiny, tmp_path):
+    spec = tiny()
+    (tmp_path / "annotations" / "instances_val.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        load_data(spec)
+    with pytest.raises(InputError, match=r"found instances_val\.json there"):
+        load_data(f"coco:{tmp_path}@test")
+    shutil.rmtree(tmp_path / "annotations")
+    with pytest.raises(InputError, match="no annotation file"):
+        load_data(spec)
+    with pytest.raises(InputError, match="names no split"):
+        load_data(f"coco:{tmp_path}")

@@ -1,0 +1,92 @@
+"""Tables and folders: every row, and every mistake in a row, is told with its number."""
+
+import pytest
+from PIL import Image
+
+from unmix_clip.data import load_data
+from unmix_clip.data.samples import label_matrix
+from unmix_clip.errors import InputError
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a table beside three pictures and return its spec."""
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    Image.new("L", (4, 4), 1).save(tmp_path / "mask.png")
+
+    def write(text):
+        (tmp_path / "photos.csv").write_text(text)
+        return f"table:{tmp_path / 'photos.csv'}"
+
+    return write
+
+
+def test_both_label_forms_and_empty_cells_are_read(table):
+    dataset = load_data(table('filepath,labels\na.png,dog|cat\nb.png,"[""cat""]"\nc.png,\n'))
+    assert dataset.classes == ("cat", "dog")
+    assert label_matrix(dataset).tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert dataset.notes == {"images_without_objects": 1}
+
+
+def test_a_split_selects_rows_but_the_classes_are_those_of_the_whole_table(table):
+    spec = table("filepath,labels,split\na.png,dog,train\nb.png,cat,val\n")
+    dataset = load_data(spec + "@val")
+    assert [sample.key for sample in dataset.samples] == ["b.png"]
+    assert dataset.classes == ("cat", "dog")
+
+
+def test_masks_of_a_table_are_read(table):
+    dataset = load_data(table("filepath,labels,mask\na.png,dog,mask.png\n"))
+    assert (dataset.samples[0].load_mask() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("file,labels\na.png,dog\n", "no column filepath"),
+        ("filepath,labels\n", "no rows"),
+        ("filepath,labels\nz.png,dog\n", "row 2: no picture"),
+        ("filepath,labels\na.png,dog,more\n", "row 2 has another number of cells"),
+        ("filepath,labels\na.png,dog\na.png,cat\n", "rows 2 and 3: a.png stands twice"),
+        ("filepath,labels\na.png,dog||cat\n", "row 2: labels 'dog||cat' contain an empty name"),
+        ('filepath,labels\na.png,"[dog]"\n', "row 2: labels .* are no JSON list"),
+        ('filepath,labels\na.png,"[1]"\n', "not all texts"),
+        ("filepath,labels\n ,dog\n", "row 2 has an empty filepath"),
+    ],
+)
+def test_a_malformed_row_is_told_with_its_number(table, text, told):
+    with pytest.raises(InputError, match=told.replace("|", r"\|")) as error:
+        load_data(table(text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_label_outside_the_list_is_told(table):
+    with pytest.raises(InputError, match=r"row 3: label 'dgo' is not in the class list \(dog, cat\)"):
+        load_data(table("filepath,labels\na.png,dog\nb.png,dgo\n"), ["dog", "cat"])
+
+
+def test_a_split_that_is_not_there_is_told(table):
+    with pytest.raises(InputError, match="no column split"):
+        load_data(table("filepath,labels\na.png,dog\n") + "@val")
+    with pytest.raises(InputError, match="it has train"):
+        load_data(table("filepath,labels,split\na.png,dog,train\n") + "@val")
+
+
+def test_a_folder_gives_pictures_without_labels(table, tmp_path):
+    dataset = load_data(f"folder:{tmp_path}", ["dog"])
+    assert [sample.key for sample in dataset.samples] == ["a.png", "b.png", "c.png", "mask.png"]
+    assert dataset.samples[0].labels is None
+    with pytest.raises(InputError, match="has no labels"):
+        label_matrix(dataset)
+
+
+def test_an_unknown_kind_names_the_kinds_and_their_layouts():
+    with pytest.raises(InputError, match=r"scenes\[@train.*coco:ROOT@SPLIT.*table:FILE\.csv.*folder:DIR"):
+        load_data("voc:somewhere")
+
+
+def test_options_of_scenes_are_whole_numbers():
+    assert len(load_data("scenes@val?n=3&seed=1").samples) == 3
+    with pytest.raises(InputError, match="expected n=, seed= or size="):
+        load_data("scenes@val?n=many")

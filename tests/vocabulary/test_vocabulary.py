@@ -1,0 +1,49 @@
+"""Class lists and prompts."""
+
+import pytest
+from conftest import SHARED, needs_shared
+
+from unmix_clip.errors import InputError
+from unmix_clip.vocabulary import Prompts, coco_names, fill, load_class_list, load_prompts
+
+
+@needs_shared
+def test_the_coco_names_are_those_of_the_category_ids():
+    assert list(coco_names()) == (SHARED / "clip_text" / "coco_names.txt").read_text().splitlines()
+    assert load_class_list("coco") == coco_names()
+
+
+def test_a_class_list_comes_from_commas_or_from_a_file_with_comments(tmp_path):
+    assert load_class_list("dog, traffic light") == ("dog", "traffic light")
+    file = tmp_path / "names.txt"
+    file.write_text("# animals\ndog\ncat\n")
+    assert load_class_list(str(file)) == ("dog", "cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("dog\ndog\n", "'dog' twice .line 1 and line 2"),
+        ("dog\n\ncat\n", "empty name at line 2"),
+        ("# none\n", "is empty"),
+    ],
+)
+def test_mistakes_in_a_file_are_told_with_their_line(tmp_path, text, told):
+    file = tmp_path / "names.txt"
+    file.write_text(text)
+    with pytest.raises(InputError, match=told):
+        load_class_list(str(file))
+
+
+def test_a_missing_file_is_told():
+    with pytest.raises(InputError, match="no class list at"):
+        load_class_list("nowhere.txt")
+
+
+def test_prompts_are_fixed_and_have_one_place_for_the_name():
+    assert load_prompts("paper") == Prompts("A photo of a {}", "Not a photo of a {}")
+    assert fill(load_prompts("plain").positive, ["dog"]) == ["a photo of a dog"]
+    with pytest.raises(InputError, match="expected one of plain, paper"):
+        load_prompts("mine")
+    with pytest.raises(InputError, match="2 places"):
+        Prompts("a {} {}", "no {}")
