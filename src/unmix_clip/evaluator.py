@@ -7,7 +7,7 @@ its figures taken on another, by the same code.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,17 +19,13 @@ from unmix_clip.baselines.training_free import SOFTMAX_SCALES, TrainingFree
 from unmix_clip.data.samples import Dataset, label_matrix
 from unmix_clip.data.scenes import class_groups
 from unmix_clip.errors import InputError
+from unmix_clip.evaluation.background import CANDIDATES, BackgroundFit
 from unmix_clip.evaluation.entanglement import CrossActivation, cell_labels
+from unmix_clip.evaluation.masks import Prediction, best_on_pixels, cut_background
 from unmix_clip.evaluation.metrics import fit_threshold, mean_defined, per_class_ap
 from unmix_clip.evaluation.protocols import Protocol as SegmentationProtocol
 from unmix_clip.evaluation.recognition import evaluate_recognition
-from unmix_clip.evaluation.segmentation import (
-    CANDIDATES,
-    BackgroundFit,
-    Prediction,
-    SegmentationEvaluator,
-    best_classes,
-)
+from unmix_clip.evaluation.segmentation import SegmentationEvaluator
 from unmix_clip.features import FeatureStore
 from unmix_clip.method.model import Queries, UnmixModel
 from unmix_clip.method.scoring import Scores
@@ -104,6 +100,10 @@ class Bench:
             self._masks[index] = mask.astype(np.int16)
         return self._masks[index].astype(np.int32)
 
+    def best(self, maps: Tensor, allowed: Tensor | None, truth: np.ndarray) -> Prediction:
+        """Return the best allowed class of every pixel of one picture: maps (N, C), truth (H, W)."""
+        return best_on_picture(maps, allowed, self.preprocess, self.store.grid_hw, truth.shape)
+
     def scored(self, method: Method) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (index, logits (C,), maps (N, C)) of every picture."""
         for rows, patches, pooled, valid in self.store.batches():
@@ -138,25 +138,16 @@ def fit_thresholds(method: Method, bench: Bench) -> Thresholds:
     fit = BackgroundFit(candidates, len(bench.dataset.classes))
     for index, logits, maps in bench.scored(method):
         truth = bench.mask(index)
-        fit.update(truth, best_on_picture(maps, logits >= tag, bench, truth.shape))
+        fit.update(truth, bench.best(maps, logits >= tag, truth))
     return Thresholds(tag, fit.best())
 
 
-def best_on_picture(maps: Tensor, allowed: Tensor | None, bench: Bench, image_hw: Sequence[int]) -> Prediction:
-    """Return the best allowed class of every pixel: maps (N, C) of one picture, allowed (C,) bool or None = all."""
-    return best_of_grid(maps, allowed, bench.preprocess, bench.store.grid_hw, (image_hw[0], image_hw[1]))
-
-
-def best_of_grid(
-    maps: Tensor, allowed: Tensor | None, preprocess: Preprocessing, grid_hw: tuple[int, int], image_hw: tuple[int, int]
+def best_on_picture(
+    maps: Tensor, allowed: Tensor | None, preprocess: Preprocessing, grid_hw: tuple[int, int], image_hw: Sequence[int]
 ) -> Prediction:
-    """Bring the allowed maps (N, C) to the picture's pixels and take the best of them."""
-    chosen = torch.arange(maps.shape[1]) if allowed is None else torch.nonzero(allowed)[:, 0]
-    if len(chosen) == 0:
-        return best_classes(torch.zeros(1, *image_hw), torch.zeros(1, dtype=torch.bool))
-    grids = maps[:, chosen].T.reshape(len(chosen), *grid_hw)
-    best = best_classes(preprocess.grid_to_image(grids, image_hw))
-    return Prediction(chosen[best.mask - 1] + 1, best.height)
+    """Return the best allowed class of every pixel: maps (N, C) of one picture, allowed (C,) bool or None = all."""
+    to_pixels = partial(preprocess.grid_to_image, image_hw=(image_hw[0], image_hw[1]))
+    return best_on_pixels(maps.T.reshape(-1, *grid_hw), to_pixels, allowed)
 
 
 def evaluate_tags(method: Method, bench: Bench, thresholds: Thresholds | None, seed: int = 0) -> dict[str, Any]:
@@ -181,15 +172,13 @@ def evaluate_masks(
     for index, logits, maps in bench.scored(method):
         truth = bench.mask(index)
         best = {
-            gate: best_on_picture(maps, logits >= thresholds.tag if gate else None, bench, truth.shape)
+            gate: bench.best(maps, logits >= thresholds.tag if gate else None, truth)
             for gate in {protocol.tag_gate for protocol in protocols}
         }
         for evaluator in evaluators:
-            found = best[evaluator.protocol.tag_gate]
-            mask = found.mask
-            if evaluator.protocol.background == "threshold":
-                mask = torch.where(found.height >= (thresholds.background or 0.0), mask, 0)
-            evaluator.update(truth, mask.numpy())
+            protocol = evaluator.protocol
+            threshold = thresholds.background if protocol.background == "threshold" else None
+            evaluator.update(truth, cut_background(best[protocol.tag_gate], threshold))
     seconds = time.monotonic() - started
     return {e.protocol.name: {**e.result(), "seconds": seconds} for e in evaluators}
 

@@ -18,7 +18,8 @@ from unmix_clip.backbones import build_backbone
 from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.data.images import load_image
 from unmix_clip.errors import InputError
-from unmix_clip.evaluator import best_of_grid
+from unmix_clip.evaluation.masks import cut_background
+from unmix_clip.evaluator import best_on_picture
 from unmix_clip.method.model import ClassTexts, Queries
 from unmix_clip.runs import Run, load_run, require_backbone
 from unmix_clip.vocabulary import fill
@@ -147,11 +148,10 @@ class Unmixer:
     ) -> Maps:
         preprocess = self.backbone.preprocess
         present = logits >= self.run.thresholds.tag
-        best = best_of_grid(maps, present, preprocess, grid_hw, image_hw)
-        background = self.run.thresholds.background
-        mask = best.mask if background is None else torch.where(best.height >= background, best.mask, 0)
+        best = best_on_picture(maps, present, preprocess, grid_hw, image_hw)
+        mask = cut_background(best, self.run.thresholds.background)
         heat = preprocess.grid_to_image(maps.T.reshape(len(names), *grid_hw), image_hw)
-        return Maps(heat.numpy(), mask.numpy().astype(np.int32), names)
+        return Maps(heat.numpy(), mask, names)
 
 
 def _open(image: str | Path | Image.Image) -> Image.Image:

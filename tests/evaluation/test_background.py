@@ -5,13 +5,21 @@ import pytest
 import torch
 
 from unmix_clip.errors import InputError
-from unmix_clip.evaluation.background import BackgroundFit, fit_background_threshold
-from unmix_clip.evaluation.masks import best_on_pixels, predict_mask
-from unmix_clip.evaluation.protocols import PROTOCOLS, Protocol
+from unmix_clip.evaluation.background import BackgroundFit
+from unmix_clip.evaluation.masks import best_on_pixels, cut_background
+from unmix_clip.evaluation.protocols import PROTOCOLS
 from unmix_clip.evaluation.segmentation import SegmentationEvaluator
 
 STANDARD = PROTOCOLS["standard"]
-UNGATED = Protocol("ungated", "threshold", tag_gate=False, averaging="dataset")
+
+
+def best_of(grid, tag, truth, gated=True):
+    """The best class of every pixel, gated by a tag threshold of 8."""
+
+    def to_pixels(maps):
+        return torch.nn.functional.interpolate(maps[None], size=truth.shape, mode="bilinear")[0]
+
+    return best_on_pixels(grid, to_pixels, tag >= 8.0 if gated else None)
 
 
 def pictures(n=12, n_classes=5, grid=4, side=13, seed=0):
@@ -26,58 +34,42 @@ def pictures(n=12, n_classes=5, grid=4, side=13, seed=0):
     return maps, tags, truths
 
 
-def miou_of(maps, tags, truths, threshold, protocol=STANDARD, tag_threshold=8.0):
-    evaluator = SegmentationEvaluator(protocol, [f"class {c}" for c in range(tags.shape[1])])
+def miou_of(maps, tags, truths, threshold, gated=True):
+    evaluator = SegmentationEvaluator(STANDARD, [f"class {c}" for c in range(tags.shape[1])])
     for grid, tag, truth in zip(maps, tags, truths, strict=True):
-        evaluator.update_maps(grid, tag, truth, tag_threshold=tag_threshold, background_threshold=threshold)
+        evaluator.update(truth, cut_background(best_of(grid, tag, truth, gated), threshold))
     return evaluator.result()["miou"]
 
 
-@pytest.mark.parametrize("protocol", [STANDARD, UNGATED])
+@pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_each_candidate_scores_what_the_evaluator_gives_with_it(protocol, seed):
+def test_each_candidate_scores_what_the_evaluator_gives_with_it(gated, seed):
     maps, tags, truths = pictures(seed=seed)
     # Heights that occur, so that some pixels lie exactly on a candidate.
     candidates = np.append(maps.amax(1).flatten().numpy()[::20], [-9.0, 9.0])
     fit = BackgroundFit(candidates, tags.shape[1])
     for grid, tag, truth in zip(maps, tags, truths, strict=True):
-        fit.update(truth, best_on_pixels(grid, tag, protocol, truth.shape, 8.0))
-    expected = [miou_of(maps, tags, truths, t, protocol) for t in fit.candidates.tolist()]
+        fit.update(truth, best_of(grid, tag, truth, gated))
+    expected = [miou_of(maps, tags, truths, t, gated) for t in fit.candidates.tolist()]
     np.testing.assert_allclose(fit.scores(), expected, atol=1e-12)
-    assert miou_of(maps, tags, truths, fit.best(), protocol) == pytest.approx(max(expected))
+    assert miou_of(maps, tags, truths, fit.best(), gated) == pytest.approx(max(expected))
 
 
-def test_the_fit_takes_the_best_quantile_of_the_allowed_maps():
+def test_the_lowest_of_the_best_candidates_is_taken_and_beats_no_background():
     maps, tags, truths = pictures(seed=5)
-    fitted = fit_background_threshold(maps, tags, truths, tag_threshold=8.0, candidates=21)
-    heights = [grid[tag >= 8.0].amax(0).flatten() for grid, tag in zip(maps, tags, strict=True) if (tag >= 8.0).any()]
-    quantiles = np.quantile(torch.cat(heights).numpy(), np.linspace(0, 1, 21)).astype(np.float32)
-    scores = {t: miou_of(maps, tags, truths, t) for t in quantiles.tolist()}
-    assert scores[fitted] == pytest.approx(max(scores.values()))
-    assert fitted == min(t for t, score in scores.items() if score == pytest.approx(max(scores.values()), abs=1e-12))
+    fit = BackgroundFit(np.linspace(-1, 2, 21), tags.shape[1])
+    for grid, tag, truth in zip(maps, tags, truths, strict=True):
+        fit.update(truth, best_of(grid, tag, truth))
+    scores = {t: miou_of(maps, tags, truths, t) for t in fit.candidates.tolist()}
+    assert fit.best() == min(
+        t for t, score in scores.items() if score == pytest.approx(max(scores.values()), abs=1e-12)
+    )
+    assert scores[fit.best()] > miou_of(maps, tags, truths, None) + 0.05
 
 
-def test_a_better_background_threshold_than_none_is_found():
+def test_a_mask_of_another_size_or_with_unknown_values_is_refused():
     maps, tags, truths = pictures()
-    fitted = fit_background_threshold(maps, tags, truths, tag_threshold=8.0)
-    assert miou_of(maps, tags, truths, fitted) > miou_of(maps, tags, truths, -99.0) + 0.05
-
-
-def test_masks_with_the_fitted_threshold_hold_background_and_objects():
-    maps, tags, truths = pictures()
-    fitted = fit_background_threshold(maps, tags, truths, tag_threshold=8.0)
-    values = [
-        predict_mask(m, t, STANDARD, (13, 13), tag_threshold=8.0, background_threshold=fitted)
-        for m, t in zip(maps, tags, strict=True)
-    ]
-    assert len(np.unique(values)) > 2
-
-
-def test_a_split_where_no_class_is_allowed_and_a_mask_of_another_size_are_refused():
-    maps, tags, truths = pictures()
-    with pytest.raises(InputError, match="no class reaches the tag threshold"):
-        fit_background_threshold(maps, tags, truths, tag_threshold=1e9)
-    best = best_on_pixels(maps[0], tags[0], STANDARD, (13, 13), 8.0)
+    best = best_of(maps[0], tags[0], truths[0])
     with pytest.raises(InputError, match="expected the same"):
         BackgroundFit(np.array([0.0]), 5).update(truths[0][:5], best)
     with pytest.raises(InputError, match="the mask has values"):

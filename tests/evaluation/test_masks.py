@@ -4,11 +4,22 @@ import numpy as np
 import pytest
 import torch
 
+from unmix_clip.backbones import Preprocessing
 from unmix_clip.errors import InputError
-from unmix_clip.evaluation.masks import best_classes, predict_mask, resize_maps
-from unmix_clip.evaluation.protocols import PROTOCOLS
+from unmix_clip.evaluation.masks import best_classes, best_on_pixels, cut_background
+from unmix_clip.evaluator import best_on_picture
 
-STANDARD, OBJECTS = PROTOCOLS["standard"], PROTOCOLS["standard-objects"]
+
+def squash(rows, columns):
+    """Preprocessing of a square model: the whole picture is squashed."""
+    return Preprocessing("squash", (rows, columns), (0.5,) * 3, (0.5,) * 3)
+
+
+def mask_of(maps, allowed, image_hw, background):
+    """The mask of maps (C, h, w) as evaluation and product make it."""
+    locations = maps.flatten(1).T
+    best = best_on_picture(locations, allowed, squash(64, 64), tuple(maps.shape[1:]), image_hw)
+    return cut_background(best, background)
 
 
 def slow_bilinear(grid, height, width):
@@ -45,44 +56,41 @@ def slow_mask(maps, tags, image_hw, tag_threshold, background):
 def test_maps_are_resized_bilinearly_with_pixel_centres_aligned(image_hw):
     maps = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = [slow_bilinear(grid.numpy(), *image_hw) for grid in maps]
-    np.testing.assert_allclose(resize_maps(maps, image_hw).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(squash(64, 64).grid_to_image(maps, image_hw).numpy(), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("protocol", [STANDARD, OBJECTS])
-def test_masks_equal_a_loop_over_pixels(protocol):
+@pytest.mark.parametrize(("gate", "background"), [(0.0, 0.2), (0.0, None), (None, 0.2), (None, None)])
+def test_masks_equal_a_loop_over_pixels(gate, background):
     generator = torch.Generator().manual_seed(1)
     for _ in range(5):
         maps, tags = torch.randn(5, 3, 4, generator=generator), torch.randn(5, generator=generator)
-        gate, background = (0.0, 0.2) if protocol is STANDARD else (None, None)
         expected = slow_mask(maps.numpy().astype(float), tags.numpy(), (10, 9), gate, background)
-        actual = predict_mask(maps, tags, protocol, (10, 9), tag_threshold=0.0, background_threshold=0.2)
+        actual = mask_of(maps, None if gate is None else tags >= gate, (10, 9), background)
         assert actual.dtype == np.int32
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_maps_of_the_pictures_own_size_are_taken_as_they_are():
-    maps = torch.tensor([[[0.9, 0.1]], [[0.2, 0.3]]])
-    assert predict_mask(maps, None, OBJECTS, (1, 2)).tolist() == [[1, 2]]
-
-
 def test_a_class_that_the_tags_deny_cannot_win_and_without_any_all_is_background():
-    maps, tags = torch.tensor([[[0.9]], [[0.5]], [[0.7]]]), torch.tensor([-1.0, 2.0, 0.0])
-    options = {"background_threshold": -5.0}
-    assert predict_mask(maps, tags, STANDARD, (2, 2), tag_threshold=0.0, **options).tolist() == [[3, 3], [3, 3]]
-    assert predict_mask(maps, tags, STANDARD, (2, 2), tag_threshold=9.0, **options).tolist() == [[0, 0], [0, 0]]
+    maps = torch.tensor([[[0.9]], [[0.5]], [[0.7]]])
+    assert mask_of(maps, torch.tensor([False, True, True]), (2, 2), -5.0).tolist() == [[3, 3], [3, 3]]
+    assert mask_of(maps, torch.zeros(3, dtype=torch.bool), (2, 2), -5.0).tolist() == [[0, 0], [0, 0]]
 
 
-def test_a_tag_threshold_can_be_given_for_each_class():
-    maps, tags = torch.tensor([[[0.9]], [[0.5]]]), torch.tensor([1.0, 1.0])
-    thresholds = torch.tensor([1.5, 0.5])
-    mask = predict_mask(maps, tags, STANDARD, (1, 1), tag_threshold=thresholds, background_threshold=0.0)
-    assert mask.tolist() == [[2]]
+def test_only_allowed_maps_are_brought_to_the_picture():
+    brought = []
+
+    def to_pixels(maps):
+        brought.append(len(maps))
+        return maps
+
+    best = best_on_pixels(torch.randn(6, 2, 2), to_pixels, torch.tensor([True, False, False, True, False, False]))
+    assert brought == [2]
+    assert set(best.mask.unique().tolist()) <= {1, 4}
 
 
 def test_the_background_begins_below_its_threshold_not_at_it():
-    maps, tags = torch.tensor([[[0.5, 0.25]]]), torch.ones(1)
-    mask = predict_mask(maps, tags, STANDARD, (1, 2), tag_threshold=0.0, background_threshold=0.5)
-    assert mask.tolist() == [[1, 0]]
+    best = best_classes(torch.tensor([[[0.5, 0.25]]]))
+    assert cut_background(best, 0.5).tolist() == [[1, 0]]
 
 
 def test_best_classes_with_and_without_a_restriction():
@@ -96,11 +104,6 @@ def test_best_classes_with_and_without_a_restriction():
     assert nothing.height.unique().tolist() == [-np.inf]
 
 
-def test_missing_thresholds_and_maps_with_nan_are_refused():
-    maps, tags = torch.zeros(2, 2, 2), torch.zeros(2)
-    with pytest.raises(InputError, match="tag threshold"):
-        predict_mask(maps, tags, STANDARD, (2, 2), background_threshold=0.0)
-    with pytest.raises(InputError, match="background threshold"):
-        predict_mask(maps, tags, STANDARD, (2, 2), tag_threshold=0.0)
+def test_maps_with_nan_are_refused():
     with pytest.raises(InputError, match="NaN"):
-        predict_mask(maps * float("nan"), tags, OBJECTS, (2, 2))
+        best_classes(torch.full((2, 2, 2), float("nan")))

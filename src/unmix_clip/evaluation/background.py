@@ -1,16 +1,10 @@
 """Where the background begins: a map value fitted on pictures that are not evaluated."""
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
-from torch import Tensor
 
 from unmix_clip.data.samples import IGNORE
-from unmix_clip.errors import InputError
 from unmix_clip.evaluation.confusion import counted_pixels
-from unmix_clip.evaluation.masks import Prediction, best_on_pixels
-from unmix_clip.evaluation.protocols import PROTOCOLS, Protocol
+from unmix_clip.evaluation.masks import Prediction
 
 CANDIDATES = 41
 """Background thresholds that are tried, evenly spaced among the quantiles of the best map."""
@@ -59,33 +53,3 @@ class BackgroundFit:
     def best(self) -> float:
         """Return the best candidate, the lowest of equal ones."""
         return float(self.candidates[int(np.argmax(self.scores()))])
-
-
-def fit_background_threshold(
-    maps: Sequence[Tensor],
-    tag_scores: Tensor,
-    truths: Sequence[np.ndarray],
-    *,
-    tag_threshold: float | Tensor,
-    protocol: Protocol = PROTOCOLS["standard"],
-    candidates: int = CANDIDATES,
-) -> float:
-    """Return the background threshold that maximises mIoU on a fitting split, its maps resized once.
-
-    Args:
-        maps: n pictures' maps (C, h, w).
-        tag_scores: (n, C).
-        truths: n masks (H, W).
-        tag_threshold: score from which a class counts as present; it is not fitted here.
-        protocol: one with a background threshold.
-        candidates: how many quantiles of the best map are tried.
-    """
-    present = tag_scores >= tag_threshold if protocol.tag_gate else torch.ones_like(tag_scores, dtype=torch.bool)
-    heights = [grid[allowed].amax(0).flatten() for grid, allowed in zip(maps, present, strict=True) if allowed.any()]
-    if not heights:
-        raise InputError("no class reaches the tag threshold on any picture; expected a split that it was fitted on")
-    quantiles = np.quantile(torch.cat(heights).numpy(), np.linspace(0, 1, candidates))
-    fit = BackgroundFit(quantiles, tag_scores.shape[1])
-    for grid, tags, truth in zip(maps, tag_scores, truths, strict=True):
-        fit.update(truth, best_on_pixels(grid, tags, protocol, (truth.shape[0], truth.shape[1]), tag_threshold))
-    return fit.best()

@@ -4,27 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from unmix_clip.data.samples import IGNORE
-from unmix_clip.evaluation.background import CANDIDATES, BackgroundFit, fit_background_threshold
 from unmix_clip.evaluation.confusion import ConfusionMatrix
-from unmix_clip.evaluation.masks import Prediction, best_classes, best_on_pixels, predict_mask, resize_maps
 from unmix_clip.evaluation.metrics import mean_defined
 from unmix_clip.evaluation.protocols import Protocol
-
-__all__ = [
-    "CANDIDATES",
-    "BackgroundFit",
-    "ConfusionMatrix",
-    "Prediction",
-    "SegmentationEvaluator",
-    "best_classes",
-    "best_on_pixels",
-    "fit_background_threshold",
-    "predict_mask",
-    "resize_maps",
-]
 
 
 class SegmentationEvaluator:
@@ -55,27 +39,6 @@ class SegmentationEvaluator:
             self.picture_means.append(float(iou[scored].mean()))
             self._iou_sums += np.where(scored, iou, 0)
             self._iou_counts += scored
-
-    def update_maps(
-        self,
-        maps: Tensor,
-        tag_scores: Tensor | None,
-        truth: np.ndarray,
-        *,
-        tag_threshold: float | Tensor | None = None,
-        background_threshold: float | None = None,
-    ) -> None:
-        """Add one picture from its maps (C, h, w), see `predict_mask`, and its true mask (H, W)."""
-        image_hw = (truth.shape[0], truth.shape[1])
-        predicted = predict_mask(
-            maps,
-            tag_scores,
-            self.protocol,
-            image_hw,
-            tag_threshold=tag_threshold,
-            background_threshold=background_threshold,
-        )
-        self.update(truth, predicted)
 
     def result(self) -> dict[str, Any]:
         """Return mIoU, pixel accuracy and the IoU of every class (background under the name `background`).

@@ -1,5 +1,6 @@
 """Names and words: class lists from files or the command line, and the prompt templates."""
 
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,14 +49,14 @@ def load_class_list(source: str) -> tuple[str, ...]:
             80 names of COCO.
 
     Raises:
-        InputError: a file that is missing, an empty name, a name given twice.
+        InputError: a file that is missing or no text, an empty name, a name given twice.
     """
     if source == "coco":
         return coco_names()
-    if Path(source).is_file():
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
+    if os.path.isfile(source):  # Path.is_file would raise for a list that is longer than a file name may be
+        lines = _read_lines(Path(source))
         found = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if not line.lstrip().startswith("#")]
-    elif source.endswith(".txt") or "/" in source:
+    elif source.endswith(".txt") or ("/" in source and "," not in source):
         raise InputError(f"no class list at {source}; expected a file with one name a line, or a,b,c")
     else:
         found = [(f"position {i}", part.strip()) for i, part in enumerate(source.split(","), 1)]
@@ -68,6 +69,13 @@ def load_class_list(source: str) -> tuple[str, ...]:
     if not names:
         raise InputError(f"the class list {source!r} is empty; expected at least one name")
     return tuple(names)
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the class list {file} ({error}); expected a text file in UTF-8") from None
 
 
 def _read(file: str) -> str:
