@@ -118,7 +118,9 @@ def test_predict_writes_tags_maps_and_masks_and_lists_what_failed(small_run, pho
     formats = ("--format", "json,csv,coco", "--heatmaps", "--masks")
     ran = cli_run("predict", "--model", small_run, "--out", out, photos, *formats)
     assert ran.code == 3
-    images = read_json(out / "predictions.json")["images"]
+    written = read_json(out / "predictions.json")
+    assert written.keys() >= COMMON
+    images = written["images"]
     assert [record["failure"] is None for record in images] == [False, True, True, True, True]
     assert images[0]["file"].endswith("broken.jpg")
     assert images[0]["labels"] == []
@@ -158,11 +160,63 @@ def test_names_that_were_not_trained_on_are_told(small_run, photos, cli_run, tmp
     assert "not trained on: kite" in ran.err
 
 
+@pytest.fixture
+def table_with_a_broken_picture(photos):
+    """A table of the four scenes with their labels, and the file that is no picture."""
+    dataset = load_scenes("test", n=4)
+    lines = ["filepath,labels", "broken.jpg,dog"]
+    for i, sample in enumerate(dataset.samples):
+        lines.append(f"scene{i}.png,{'|'.join(dataset.classes[c] for c in np.flatnonzero(sample.labels))}")
+    (photos / "photos.csv").write_text("\n".join(lines) + "\n")
+    return f"table:{photos / 'photos.csv'}"
+
+
+def test_evaluation_refuses_a_broken_picture_unless_it_is_allowed(small_run, cli_run, table_with_a_broken_picture):
+    command = ("evaluate", "--data", table_with_a_broken_picture, "--task", "recognition", "--model", small_run)
+    refused = cli_run(*command, "--json", "-")
+    assert refused.code == 2
+    assert "broken.jpg is no picture" in refused.err
+    allowed = cli_run(*command, "--json", "-", "--skip-broken")
+    result = json.loads(allowed.out)
+    assert allowed.code == 3
+    assert result["n_images"] == 4
+    assert result["failures"][0]["file"] == "broken.jpg"
+
+
+def test_segmentation_of_pictures_without_masks_is_refused(small_run, cli_run, table_with_a_broken_picture):
+    command = ("evaluate", "--data", table_with_a_broken_picture, "--task", "segmentation", "--model", small_run)
+    ran = cli_run(*command, "--skip-broken")
+    assert ran.code == 2
+    assert "has no masks" in ran.err
+
+
+@needs_shared
+def test_real_photos_train_evaluate_and_predict(cli_run, tmp_path):
+    coco, run = SHARED / "coco96", tmp_path / "run"
+    trained = cli_run(
+        "train", "--data", f"coco:{coco}@train2017", "--val", f"coco:{coco}@val2017", "--out", run, "--set", "epochs=2"
+    )
+    assert trained.code == 0
+    assert "mini does not know" in trained.err
+    assert "7 crowd annotations" in trained.err
+    data = ("--data", f"coco:{coco}@val2017", "--model", run, "--methods", "unmix,clip,maskclip", "--json", "-")
+    for task, figure in (("recognition", "map"), ("segmentation", "miou")):
+        results = json.loads(cli_run("compare", *data, "--task", task).out)["results"]
+        assert [0 <= r[figure] <= 1 for r in results] == [True] * 3
+        assert results[0]["n_images"] == 24
+        assert results[0]["n_classes"] == len(read_json(run / "config.json")["classes"]) < 80
+    photo = next((coco / "val2017").glob("*.jpg"))
+    assert cli_run("predict", "--model", run, "--out", tmp_path / "p", photo, "--masks").code == 0
+    record = read_json(tmp_path / "p" / "predictions.json")["images"][0]
+    mask = np.asarray(Image.open(tmp_path / "p" / record["mask"]))
+    assert list(mask.shape) == record["image_hw"]
+
+
 def test_analyze_gives_the_entanglement_before_and_after(small_run, cli_run, tmp_path):
     figure = tmp_path / "matrix.png"
     command = ("analyze", "--classes", "fork,knife,cup", "--model", small_run, "--figure", figure, "--json", "-")
     result = json.loads(cli_run(*command).out)
-    assert {"mean_cosine", "max_cosine", "top_pairs", "after", "reduction"} <= result.keys()
+    assert COMMON | {"mean_cosine", "max_cosine", "top_pairs", "after", "reduction"} <= result.keys()
     assert len(result["top_pairs"]) == 3
     assert Image.open(figure).size[0] > 500
 

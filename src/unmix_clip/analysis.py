@@ -1,5 +1,6 @@
 """`analyze`: how entangled a class list is, for a backbone or for stored text features, before and after unmixing."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,13 @@ def analyze_classes(
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Return the entanglement of a class list; arguments are those of the command."""
+    started = time.monotonic()
     names = load_class_list(classes)
     if text_features is not None:
         if backbone or model or data:
             raise InputError("--text-features stands alone; leave out --backbone, --model and --data")
         before, after, place, unmixed = _load_features(text_features), None, None, None
-        source = str(text_features)
+        run = None
     else:
         run = load_run(model) if model else None
         if run is not None and model is not None:
@@ -50,9 +52,18 @@ def analyze_classes(
         unmixed = None if run is None else unmix_method(run.model, texts)
         before = texts.positive.numpy()
         after = None if unmixed is None else unmixed.queries.positive.numpy()
-        source = place.backbone.identity.name
-    result: dict[str, Any] = {"task": "entanglement", "source": source, "n_classes": len(names), "versions": versions()}
-    result |= text_entanglement(before, names, top)
+    result: dict[str, Any] = {
+        "task": "entanglement",
+        "protocol": "raw cosines of the positive prompts",
+        "method": "clip" if after is None else "unmix",
+        "backbone": place.backbone.identity.to_dict() if place else None,
+        "data": str(text_features) if text_features else data,
+        "n_images": 0,
+        "n_classes": len(names),
+        "seed": run.model.config.seed if run else 0,
+        "versions": versions(),
+        **text_entanglement(before, names, top),
+    }
     if after is not None:
         result["after"] = text_entanglement(after, names, top)
         result["reduction"] = reduction(result, result["after"])
@@ -61,9 +72,11 @@ def analyze_classes(
         bench = place.bench(dataset)
         texts = place.texts(prompts, dataset.classes)
         plain = build_rivals(["maskclip"], texts, bench)[0]
+        result["n_images"] = len(dataset.samples)
         result["pictures"] = {"data": dataset.spec, "plain": evaluate_cross_activation(plain, bench)}
         if run is not None:
             result["pictures"]["unmixed"] = evaluate_cross_activation(unmix_method(run.model, texts), bench)
+    result["seconds"] = time.monotonic() - started
     if figure is not None:
         make_folder(figure.parent)
         matrices = (cosine_matrix(before), None if after is None else cosine_matrix(after))

@@ -161,6 +161,8 @@ def train(
     )
     metrics = {
         **provenance(place, "train", dataset, config.seed),
+        "protocol": "thresholds and validation figures on pictures that are not trained on",
+        "method": "unmix",
         "config": config.to_dict(),
         "n_train": len(dataset.samples),
         "validation": held_out.spec,

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def predict_files(
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"unknown format {unknown[0]!r}; expected some of {','.join(FORMATS)}")
+    started = time.monotonic()
     names = tuple(classes or model.classes)
     model.queries(names)  # a wrong class list is told before any picture is read
     files = list_images(paths)
@@ -62,8 +64,15 @@ def predict_files(
             bar.advance()
     result = {
         "task": "predict",
-        "model": model.run.data,
+        "protocol": "tags from the model's threshold; masks: classes above it, background below its own",
+        "method": "unmix",
         "backbone": model.backbone.identity.to_dict(),
+        "data": list(paths),
+        "n_images": len(files),
+        "n_classes": len(names),
+        "seed": model.run.model.config.seed,
+        "seconds": time.monotonic() - started,
+        "trained_on": model.run.data,
         "classes": names,
         "not_trained_on": model.untrained(names),
         "threshold": model.run.thresholds.tag,

@@ -15,7 +15,8 @@ from unmix_clip.data.samples import IGNORE, label_matrix, select_classes
 from unmix_clip.errors import InputError
 
 ROOT = SHARED / "coco96"
-SPLITS = {"train2017": (72, 7, 2), "val2017": (24, 1, 0)}
+SPLITS = {"train2017": (72, 550, 7, 2), "val2017": (24, 198, 1, 0)}
+"""Photos, annotations, crowds among them, photos without objects (counted in the files)."""
 
 
 @needs_shared
@@ -48,9 +49,11 @@ def test_labels_and_masks_agree_with_pycocotools_on_every_photo(split):
 
 @needs_shared
 @pytest.mark.parametrize(("split", "counts"), SPLITS.items())
-def test_crowds_and_empty_photos_are_counted(split, counts):
+def test_crowds_and_empty_photos_are_counted_and_kept(split, counts):
     dataset = load_data(f"coco:{ROOT}@{split}")
-    assert (len(dataset.samples), *dataset.notes.values()) == counts
+    notes = dict(zip(("annotations", "crowd_annotations", "images_without_objects"), counts[1:], strict=True))
+    assert (len(dataset.samples), dataset.notes) == (counts[0], notes)
+    assert sum(not sample.labels.any() for sample in dataset.samples) == notes["images_without_objects"]
 
 
 @pytest.fixture
@@ -118,16 +121,67 @@ def test_selecting_classes_ignores_the_pixels_of_the_others(tiny):
     ("change", "told"),
     [
         (lambda t: t.pop("images"), "no list 'images'"),
-        (lambda t: t["annotations"][0].pop("category_id"), r"annotations\[0\] lacks category_id"),
-        (lambda t: t["annotations"][0].update(category_id=5), "unknown category id 5"),
-        (lambda t: t["annotations"][0].update(image_id=5), "unknown image id 5"),
+        (lambda t: t["annotations"][0].pop("category_id"), r"annotations\[0\]\.category_id is missing; expected int"),
+        (
+            lambda t: t["annotations"][0].update(category_id=5),
+            r"annotations\[0\] has category_id 5; expected an id of 'categories'",
+        ),
+        (
+            lambda t: t["annotations"][0].update(image_id=5),
+            r"annotations\[0\] has image_id 5; expected an id of 'images'",
+        ),
         (lambda t: t["images"][0].update(file_name="b.png"), "1 of 1 pictures are missing"),
+        (lambda t: t["images"].append({**t["images"][0], "id": 2}), r"images\[0\] and \[1\] share the file_name"),
+        (lambda t: t["images"][0].update(id=[1]), r"images\[0\]\.id is '\[1\]'; expected int"),
+        (lambda t: t["categories"][1].update(name="dog"), r"categories\[0\] and \[1\] share the name 'dog'"),
+        (lambda t: t["categories"][1].update(id=7), r"categories\[0\] and \[1\] share the id 7"),
+        (lambda t: t["categories"].append("bird"), r"categories\[2\] is no object"),
+        (lambda t: t["annotations"][1].update(area="48"), r"annotations\[1\]\.area is '48'; expected int or float"),
+        (lambda t: t["annotations"][1].update(segmentation=None), r"segmentation is 'None'; expected list or dict"),
+        (lambda t: (t["images"].clear(), t["annotations"].clear()), "lists no images"),
+        (lambda t: (t["categories"].clear(), t["annotations"].clear()), "lists no categories"),
     ],
 )
 def test_malformed_annotations_are_told_in_one_line(tiny, change, told):
     with pytest.raises(InputError, match=told) as error:
         load_data(tiny(change))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ({"size": [6, 8], "counts": ""}, "runs of 0 pixels"),  # pycocotools returns random pixels for it
+        ({"size": [6, 8], "counts": [3]}, "runs of 3 pixels"),  # the same
+        ({"size": [6, 8], "counts": [0, 100]}, "runs of 100 pixels"),
+        ({"size": [6, 8], "counts": "P"}, "end too early"),
+        ({"size": [6, 8], "counts": "a b"}, "character ' '"),
+        ({"size": [8, 6], "counts": [48]}, r"a mask of \(8, 6\) for a picture of \(6, 8\)"),
+        ({"counts": [48]}, "'size'"),
+        ([[1, 2, 3, 4, 5]], "5 numbers; expected pairs"),
+        ([[0, 0, 1, 0, "x", 1]], "broken segmentation"),
+        ([[0, 0, 1e9, 0, 1, 1]], "far outside"),  # pycocotools would ask for gigabytes
+        ([[0, 0, float("nan"), 0, 1, 1]], "far outside"),
+        ([5], "broken segmentation"),
+    ],
+)
+def test_a_broken_segmentation_is_told_in_one_line(segmentation, told):
+    with pytest.raises(InputError, match=told) as error:
+        decode_region(segmentation, (6, 8))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_compressed_run_lengths_of_any_picture_decode_as_in_pycocotools(share):
+    from pycocotools import mask as rle
+
+    rng = np.random.default_rng(int(100 * share))
+    for image_hw in ((1, 1), (37, 53), (300, 200)):
+        region = rng.random(image_hw) < share
+        encoded = rle.encode(np.asfortranarray(region.astype(np.uint8)))
+        assert np.array_equal(decode_region(encoded, image_hw), region)
+        as_text = {"size": list(image_hw), "counts": encoded["counts"].decode()}
+        assert np.array_equal(decode_region(as_text, image_hw), region)
 
 
 def test_a_picture_or_mask_of_another_size_is_told(tiny):

@@ -32,6 +32,44 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     file = tmp_path / "photo.png"
     Image.fromarray(np.ascontiguousarray(stored)).save(file, exif=exif)
     assert np.array_equal(np.asarray(load_image(file)), upright)
+    tiff = tmp_path / "photo.tif"
+    Image.fromarray(np.ascontiguousarray(stored)).save(tiff, exif=exif)
+    assert np.array_equal(np.asarray(load_image(tiff)), upright)
+
+
+def test_a_photo_with_broken_exif_data_is_still_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    file = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(file, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09 broken")
+    assert np.array_equal(np.asarray(load_image(file)), pixels)
+    # Orientation 6 beside a width that is a text: Pillow's exif_transpose cannot write that back.
+    tags = ((0x0100, 2, 4, b"wide"), (0x0112, 3, 1, b"\0\6\0\0"), (0x8769, 2, 4, b"none"))
+    entries = b"".join(struct.pack(">HHI", *tag[:3]) + tag[3] for tag in tags)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(tags)) + entries + b"\0\0\0\0"
+    Image.fromarray(pixels).save(file, exif=exif)
+    assert np.array_equal(np.asarray(load_image(file)), np.rot90(pixels, -1))
+
+
+def test_damaged_files_give_a_picture_or_one_clear_line_and_nothing_else(tmp_path):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    for suffix in ("jpg", "png", "webp", "gif", "bmp"):
+        file = tmp_path / f"photo.{suffix}"
+        picture.save(file, **({"exif": exif} if suffix in ("jpg", "png", "webp") else {}))
+        whole = file.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for at in rng.integers(0, min(len(whole), 200), size=3):
+                damaged[at] = rng.integers(0, 256)
+            file.write_bytes(damaged)
+            try:
+                told, mode = "", load_image(file).mode
+            except InputError as error:
+                told, mode = str(error), "RGB"
+            assert mode == "RGB"
+            assert not told or (told.startswith(str(file)) and "\n" not in told)
 
 
 def test_16_bit_greys_are_scaled_by_their_depth(tmp_path):
@@ -43,6 +81,12 @@ def test_16_bit_greys_are_scaled_by_their_depth(tmp_path):
 def test_a_dark_16_bit_picture_is_not_taken_for_8_bit(tmp_path):
     Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
     assert np.asarray(load_image(tmp_path / "dark.png")).max() == 1
+
+
+def test_floating_point_pictures_are_refused_as_their_range_is_unknown(tmp_path):
+    Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32)).save(tmp_path / "depth.tif")
+    with pytest.raises(InputError, match="floating-point pixels of unknown range"):
+        load_image(tmp_path / "depth.tif")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -100,6 +144,14 @@ def test_a_missing_file_and_a_file_that_is_no_picture_are_told(tmp_path):
         load_image(tmp_path / "note.jpg")
     with pytest.raises(InputError, match="no picture at"):
         load_image(tmp_path / "gone.jpg")
+    with pytest.raises(InputError, match="is a folder; expected a picture"):
+        load_image(tmp_path)
+
+
+def test_a_postscript_file_is_not_run(tmp_path):
+    (tmp_path / "photo.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(InputError, match=r"photo\.jpg is no picture .* expected one of JPEG, PNG"):
+        load_image(tmp_path / "photo.jpg")
 
 
 def test_folders_globs_and_files_are_listed_once_in_order(tmp_path):
@@ -110,6 +162,15 @@ def test_folders_globs_and_files_are_listed_once_in_order(tmp_path):
     assert [file.relative_to(tmp_path).as_posix() for file in found] == ["a.jpg", "b.png", "sub/c.webp"]
     with pytest.raises(InputError, match="no pictures at"):
         list_images([tmp_path / "*.gif"])
+
+
+def test_one_file_by_two_paths_is_one_picture_and_hidden_files_are_none(tmp_path, monkeypatch):
+    for name in ("a.jpg", "._a.jpg", "sub/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    found = list_images(["a.jpg", tmp_path / "a.jpg", "sub/../a.jpg", tmp_path])
+    assert sorted(file.name for file in found) == ["a.jpg", "b.jpg"]
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path):
@@ -125,3 +186,18 @@ def test_masks_are_read_and_checked(tmp_path):
         load_mask_png(file, (2, 2), 1)
     with pytest.raises(InputError, match=r"is \(2, 2\), its picture \(3, 2\)"):
         load_mask_png(file, (3, 2), 2)
+    with pytest.raises(InputError, match="no mask at"):
+        load_mask_png(tmp_path / "gone.png", (2, 2), 2)
+    Image.new("RGB", (2, 2)).save(file)
+    with pytest.raises(InputError, match="has 3 channels; expected one"):
+        load_mask_png(file, (2, 2), 2)
+    Image.new("L", (2, 2)).save(file, "JPEG")
+    with pytest.raises(InputError, match="expected a PNG file"):
+        load_mask_png(file, (2, 2), 2)
+
+
+def test_a_palette_mask_gives_its_indices_not_its_colours(tmp_path):
+    mask = Image.new("P", (2, 1), 1)
+    mask.putpalette([0, 0, 0, 200, 100, 50])
+    mask.save(tmp_path / "mask.png")
+    assert load_mask_png(tmp_path / "mask.png", (1, 2), 1).tolist() == [[1, 1]]

@@ -53,12 +53,35 @@ def test_masks_of_a_table_are_read(table):
         ('filepath,labels\na.png,"[dog]"\n', "row 2: labels .* are no JSON list"),
         ('filepath,labels\na.png,"[1]"\n', "not all texts"),
         ("filepath,labels\n ,dog\n", "row 2 has an empty filepath"),
+        ("filepath,labels\na.png,dog\n\n\nz.png,dog\n", "row 5: no picture"),
+        ("filepath,labels\na.png,dog\n./a.png,cat\n", "rows 2 and 3: ./a.png stands twice"),
+        ("filepath,labels,split\na.png,dog,train\na.png,dog,val\n", "rows 2 and 3: a.png stands twice"),
+        ("filepath,labels,mask\na.png,dog,gone.png\n", "row 2: no mask at"),
+        ("filepath,labels,labels\na.png,dog,cat\n", "two columns 'labels'"),
+        ("filepath,labels\na.png,\n", "no label in any row"),
+        ('filepath,labels\na.png,"dog\n', "cannot be read as a table"),
     ],
 )
 def test_a_malformed_row_is_told_with_its_number(table, text, told):
     with pytest.raises(InputError, match=told.replace("|", r"\|")) as error:
         load_data(table(text))
     assert "\n" not in str(error.value)
+
+
+def test_a_table_that_is_not_utf8_or_not_there_is_told(table, tmp_path):
+    spec = table("")
+    (tmp_path / "photos.csv").write_bytes("filepath,labels\na.png,café\n".encode("latin-1"))
+    with pytest.raises(InputError, match="expected CSV in UTF-8"):
+        load_data(spec)
+    with pytest.raises(InputError, match=r"no table at .*gone\.csv; expected table:FILE\.csv"):
+        load_data(f"table:{tmp_path / 'gone.csv'}")
+
+
+def test_a_path_may_hold_an_at_sign(table, tmp_path):
+    table("filepath,labels,split\na.png,dog,val\n")
+    (tmp_path / "photos.csv").rename(tmp_path / "me@home.csv")
+    assert len(load_data(f"table:{tmp_path}/me@home.csv").samples) == 1
+    assert len(load_data(f"table:{tmp_path}/me@home.csv@val").samples) == 1
 
 
 def test_a_label_outside_the_list_is_told(table):
@@ -90,3 +113,19 @@ def test_options_of_scenes_are_whole_numbers():
     assert len(load_data("scenes@val?n=3&seed=1").samples) == 3
     with pytest.raises(InputError, match="expected n=, seed= or size="):
         load_data("scenes@val?n=many")
+    for spec in ("scenes?n=-3", "scenes?colour=3", "scenes?n=3&n=4"):
+        with pytest.raises(InputError, match="expected n=, seed= or size="):
+            load_data(spec)
+    with pytest.raises(InputError, match="expected one of train, val, test, unseen"):
+        load_data("scenes@trian")
+
+
+def test_scenes_are_the_test_split_unless_told_otherwise():
+    assert load_data("scenes?n=2").samples[0].key == "test/000000"
+
+
+def test_a_missing_or_empty_folder_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"no folder .*gone; expected folder:DIR"):
+        load_data(f"folder:{tmp_path / 'gone'}")
+    with pytest.raises(InputError, match="no pictures at"):
+        load_data(f"folder:{tmp_path}")

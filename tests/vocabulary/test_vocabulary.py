@@ -35,6 +35,28 @@ def test_mistakes_in_a_file_are_told_with_their_line(tmp_path, text, told):
         load_class_list(str(file))
 
 
+def test_a_list_longer_than_a_file_name_may_be_is_a_list():
+    names = tuple(f"name {i}" for i in range(500))
+    assert load_class_list(",".join(names)) == names
+    assert load_class_list("car/truck,dog") == ("car/truck", "dog")
+
+
+def test_a_file_with_a_byte_order_mark_is_read_and_one_in_another_encoding_told(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_bytes(b"\xef\xbb\xbfdog\r\ncat\r\n\r\n")
+    assert load_class_list(str(file)) == ("dog", "cat")
+    file.write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(InputError, match="expected a text file in UTF-8"):
+        load_class_list(str(file))
+
+
+def test_mistakes_between_commas_are_told_with_their_position():
+    with pytest.raises(InputError, match="empty name at position 2"):
+        load_class_list("dog,,cat")
+    with pytest.raises(InputError, match=r"'dog' twice \(position 1 and position 3\)"):
+        load_class_list("dog,cat, dog")
+
+
 def test_a_missing_file_is_told():
     with pytest.raises(InputError, match="no class list at"):
         load_class_list("nowhere.txt")

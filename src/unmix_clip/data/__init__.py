@@ -50,8 +50,8 @@ def _load_scenes(rest: str, classes: Sequence[str] | None) -> Dataset:
     options: dict[str, int] = {}
     for item in filter(None, query.split("&")):
         key, _, value = item.partition("=")
-        if key not in ("n", "seed", "size") or not value.isdecimal():
-            raise InputError(f"scenes has no option {item!r}; expected n=, seed= or size= with a whole number")
+        if key not in ("n", "seed", "size") or not value.isdecimal() or key in options:
+            raise InputError(f"scenes cannot use {item!r}; expected n=, seed= or size=, each once, with a whole number")
         options[key] = int(value)
     return load_scenes(split or "test", **options)
 
@@ -62,23 +62,27 @@ def _load_coco(place: str, classes: Sequence[str] | None) -> Dataset:
     root, at, split = place.rpartition("@")
     if not at or not split:
         raise InputError(f"coco:{place} names no split; expected {LAYOUT}")
-    return load_coco(Path(root), split)
+    return load_coco(Path(root).expanduser(), split)
 
 
 def _load_table(place: str, classes: Sequence[str] | None) -> Dataset:
     from unmix_clip.data.tables import load_table
 
     file, at, split = place.rpartition("@")
-    return load_table(Path(file), split, classes) if at else load_table(Path(place), None, classes)
+    if not at or Path(place).expanduser().is_file():  # an @ may also belong to the path
+        return load_table(Path(place).expanduser(), None, classes)
+    return load_table(Path(file).expanduser(), split, classes)
 
 
 def _load_folder(place: str, classes: Sequence[str] | None) -> Dataset:
-    from unmix_clip.data.images import image_digest, list_images, load_image
+    from unmix_clip.data.images import image_digests, list_images, load_image
 
-    if not Path(place).is_dir():
+    root = Path(place).expanduser()
+    if not root.is_dir():
         raise InputError(f"no folder {place}; expected {FOLDER_LAYOUT}")
+    paths = list_images([root])
     samples = [
-        Sample(str(path.relative_to(place)), None, partial(load_image, path), None, image_digest(path))
-        for path in list_images([place])
+        Sample(str(path.relative_to(root)), None, partial(load_image, path), None, digest)
+        for path, digest in zip(paths, image_digests(paths), strict=True)
     ]
     return Dataset(spec=f"folder:{place}", classes=tuple(classes or ()), samples=samples, notes={})

@@ -6,7 +6,6 @@ on top of larger ones, and crowd regions under all of them are IGNORE.
 """
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,25 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from unmix_clip.data.images import image_digest, load_image
+from unmix_clip.data.images import image_digests, load_image
 from unmix_clip.data.samples import IGNORE, Dataset, Sample
 from unmix_clip.errors import InputError
 from unmix_clip.files import read_json
 
 LAYOUT = "coco:ROOT@SPLIT (ROOT/SPLIT/*.jpg, ROOT/annotations/instances_SPLIT.json)"
-KEYS = {
-    "images": {"id", "file_name", "height", "width"},
-    "annotations": {"image_id", "category_id", "segmentation", "iscrowd", "area"},
-    "categories": {"id", "name"},
+KEYS: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int,), "file_name": (str,), "height": (int,), "width": (int,)},
+    "annotations": {
+        "image_id": (int,),
+        "category_id": (int,),
+        "segmentation": (list, dict),
+        "iscrowd": (int,),
+        "area": (int, float),
+    },
+    "categories": {"id": (int,), "name": (str,)},
 }
+"""The parts of the file that are read, and the types of their entries."""
+UNIQUE = (("images", "id"), ("images", "file_name"), ("categories", "id"), ("categories", "name"))
 
 
 def load_coco(root: Path, split: str) -> Dataset:
@@ -40,11 +47,10 @@ def load_coco(root: Path, split: str) -> Dataset:
     index_of = {category["id"]: i for i, category in enumerate(categories)}
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     known = {image["id"] for image in table["images"]}
-    for annotation in table["annotations"]:
-        if annotation["category_id"] not in index_of:
-            raise InputError(f"{file}: annotation of the unknown category id {annotation['category_id']}")
-        if annotation["image_id"] not in known:
-            raise InputError(f"{file}: annotation of the unknown image id {annotation['image_id']}")
+    for i, annotation in enumerate(table["annotations"]):
+        for key, part, ids in (("category_id", "categories", index_of), ("image_id", "images", known)):
+            if annotation[key] not in ids:
+                raise InputError(f"{file}: annotations[{i}] has {key} {annotation[key]}; expected an id of {part!r}")
         annotations[annotation["image_id"]].append(annotation)
     images = sorted(table["images"], key=lambda image: image["id"])
     paths = [root / split / image["file_name"] for image in images]
@@ -52,13 +58,12 @@ def load_coco(root: Path, split: str) -> Dataset:
         raise InputError(
             f"{len(missing)} of {len(paths)} pictures are missing, such as {missing[0]}; expected {LAYOUT}"
         )
-    with ThreadPoolExecutor(8) as pool:
-        digests = list(pool.map(image_digest, paths))
     samples = [
         _sample(image, path, annotations[image["id"]], index_of, digest)
-        for image, path, digest in zip(images, paths, digests, strict=True)
+        for image, path, digest in zip(images, paths, image_digests(paths), strict=True)
     ]
     notes = {
+        "annotations": len(table["annotations"]),
         "crowd_annotations": sum(bool(a["iscrowd"]) for a in table["annotations"]),
         "images_without_objects": sum(not annotations[image["id"]] for image in images),
     }
@@ -67,14 +72,26 @@ def load_coco(root: Path, split: str) -> Dataset:
 
 
 def _checked(table: Any, file: Path) -> dict[str, list[dict[str, Any]]]:
-    """See that the parts that are needed are there."""
+    """See that the parts that are needed are there, of the right types, and that names and ids are unique."""
     for part, keys in KEYS.items():
-        if not isinstance(table, dict) or not isinstance(table.get(part), list):
+        entries = table.get(part) if isinstance(table, dict) else None
+        if not isinstance(entries, list):
             raise InputError(f"{file} has no list {part!r}; expected COCO's instances format")
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise InputError(f"{file}: {part}[{i}] is no object; expected COCO's instances format")
+            for key, types in keys.items():
+                if not isinstance(entry.get(key), types):
+                    found = f"is {str(entry[key])[:40]!r}" if key in entry else "is missing"
+                    wanted = " or ".join(kind.__name__ for kind in types)
+                    raise InputError(f"{file}: {part}[{i}].{key} {found}; expected {wanted}, as in COCO's format")
+    for part, key in UNIQUE:
+        first_with: dict[Any, int] = {}
         for i, entry in enumerate(table[part]):
-            if not isinstance(entry, dict) or not keys <= entry.keys():
-                lacking = sorted(keys - entry.keys()) if isinstance(entry, dict) else sorted(keys)
-                raise InputError(f"{file}: {part}[{i}] lacks {', '.join(lacking)}; expected COCO's instances format")
+            if (first := first_with.setdefault(entry[key], i)) != i:
+                raise InputError(f"{file}: {part}[{first}] and [{i}] share the {key} {entry[key]!r}; expected it once")
+    if not table["images"] or not table["categories"]:
+        raise InputError(f"{file} lists no {'categories' if table['images'] else 'images'}; expected at least one")
     return table
 
 
@@ -112,19 +129,64 @@ def draw_mask(annotations: list[dict[str, Any]], index_of: dict[int, int], image
 
 
 def decode_region(segmentation: Any, image_hw: tuple[int, int]) -> np.ndarray:
-    """Decode polygons, or run lengths compressed or not, to a region (H, W) bool."""
-    if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]  # pycocotools refuses shorter ones
-        if not polygons:
-            return np.zeros(image_hw, dtype=bool)
-        encoded = rle.merge(rle.frPyObjects(polygons, *image_hw))
-    elif isinstance(segmentation.get("counts"), list):
-        encoded = rle.frPyObjects(segmentation, *image_hw)
-    else:
-        encoded = segmentation
-    region = rle.decode(encoded).astype(bool)
-    if region.shape != image_hw:
+    """Decode polygons, or run lengths compressed or not, to a region (H, W) bool; raises InputError for broken ones."""
+    try:
+        if isinstance(segmentation, list):
+            return _decode_polygons(segmentation, image_hw)
+        return _decode_runs(segmentation["counts"], tuple(segmentation["size"]), image_hw)
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise InputError(
-            f"a mask of {region.shape} for a picture of {image_hw} (rows, columns); expected the same size"
-        )
-    return region
+            f"broken segmentation {str(segmentation)[:60]}... ({type(error).__name__}: {error}); "
+            "expected polygons [[x, y, ...], ...] or run lengths {size, counts}"
+        ) from None
+
+
+def _decode_polygons(polygons: list[list[float]], image_hw: tuple[int, int]) -> np.ndarray:
+    reach = 2 * max(image_hw)  # pycocotools walks along every edge, and takes whatever memory that needs
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=np.float64)
+        if points.ndim != 1 or len(points) % 2:
+            raise InputError(f"a polygon has {len(polygon)} numbers; expected pairs x, y")
+        if not (np.abs(points) <= reach).all():
+            raise InputError(
+                f"a polygon lies far outside its picture of {image_hw} (rows, columns); expected it inside"
+            )
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]  # fewer than 3 points have no area
+    if not polygons:
+        return np.zeros(image_hw, dtype=bool)
+    return rle.decode(rle.merge(rle.frPyObjects(polygons, *image_hw))).astype(bool)
+
+
+def _decode_runs(counts: Any, size: tuple[int, ...], image_hw: tuple[int, int]) -> np.ndarray:
+    if size != image_hw:
+        raise InputError(f"a mask of {size} for a picture of {image_hw} (rows, columns); expected the same size")
+    # pycocotools returns whatever lies in memory for the pixels that too short runs leave out, so it is not asked.
+    runs = np.asarray(counts if isinstance(counts, list) else _read_runs(counts), dtype=np.int64)
+    if (runs < 0).any() or runs.sum() != image_hw[0] * image_hw[1]:
+        raise InputError(f"a mask has runs of {runs.sum()} pixels for a picture of {image_hw}; expected all of them")
+    values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # background first, column after column
+    return values.reshape(image_hw, order="F")
+
+
+def _read_runs(text: str | bytes) -> list[int]:
+    """Read COCO's compressed run lengths: 5 bits a character from "0" on, 0x20 = more follow, 0x10 = negative.
+
+    From the fourth on, each is the difference to the one two before it.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in text.encode("ascii") if isinstance(text, str) else text:
+        bits = byte - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"the character {chr(byte)!r} in compressed run lengths")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            value -= (bits & 0x10) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("compressed run lengths that end too early")
+    return runs

@@ -6,20 +6,38 @@ pixels is read from the header before anything is decoded.
 
 import glob
 import hashlib
+import os
+import struct
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from unmix_clip.data.samples import IGNORE
 from unmix_clip.errors import InputError
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: decoding one would take more than 300 MB."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+"""What Pillow may take a file for, whatever its suffix: no EPS, which would start Ghostscript on a stranger's file."""
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
 """What counts as a picture in a folder; a file that is named outright may have any suffix."""
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
+"""What Pillow's decoders and its EXIF reader raise for damaged files."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""From the stored picture to the displayed one, by EXIF orientation. Pillow's exif_transpose does the same, but writes
+the EXIF data anew, which fails for the broken ones of real cameras."""
 PNG_IGNORE = 255
 """Mask value of files that counts for nothing (VOC, ADE20K, Cityscapes, ...)."""
 
@@ -28,31 +46,47 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as RGB in its displayed orientation; raises InputError that names the file."""
     try:
         with warnings.catch_warnings():
-            # The pixel cap below is stricter than Pillow's own, and says what to do.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            # Pillow warns of many pixels, where the cap below is stricter, and of broken EXIF data, which is skipped.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as file:
                 width, height = file.size
                 if width * height > max_pixels:
                     raise InputError(
                         f"{path} has {width} x {height} pixels; expected at most {max_pixels:,}: scale it down first"
                     )
                 file.load()
-                return _to_rgb(ImageOps.exif_transpose(file))
+                return _to_rgb(_upright(file), path)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"no picture at {path}; check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; expected a picture") from None
+    except PermissionError:
+        raise InputError(f"{path} may not be read; change its permissions") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path} has far more than {max_pixels:,} pixels, the most expected: scale it down") from None
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is no picture that can be read: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is no picture that can be read; expected one of {', '.join(FORMATS)}") from None
+    except DECODER_ERRORS as error:
         raise InputError(f"{path} is damaged or truncated: {error}; replace the file") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; pictures whose EXIF is broken are taken as they are."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except DECODER_ERRORS:
+        return image
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     """Bring any mode to RGB."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode == "F":
+        raise InputError(f"{path} has floating-point pixels of unknown range; expected 8 or 16 bits: convert it first")
+    if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
         # I;16 says its depth; I has 32 bits for files of 16, so its values have to tell.
         scale = 257 if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255) else 1
@@ -73,25 +107,36 @@ def image_digest(path: str | Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
+def image_digests(paths: Sequence[Path]) -> list[str]:
+    """Return the digests of many files, several being read at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(image_digest, paths))
+
+
 def list_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the pictures of files, folders (with all below them) and globs: sorted, each once.
+    """Return the pictures of files, folders (with all below them, hidden files left out) and globs: sorted, each once.
 
     Raises:
         InputError: a path that does not exist, a folder or glob without pictures.
     """
-    found: set[Path] = set()
+    found: dict[str, Path] = {}  # by absolute path, so that a.jpg and ../here/a.jpg are one picture
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+            inside = [file for file in path.rglob("*") if _is_picture(file)]
         elif path.is_file():
             inside = [path]
         else:
             inside = [Path(file) for file in glob.glob(str(given), recursive=True) if Path(file).is_file()]
         if not inside:
             raise InputError(f"no pictures at {given}; expected a file, a folder with pictures, or a glob that matches")
-        found.update(inside)
-    return sorted(found)
+        for file in inside:
+            found.setdefault(os.path.abspath(file), file)
+    return sorted(found.values())
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
 def load_mask_png(path: str | Path, expected_hw: tuple[int, int], n_classes: int) -> np.ndarray:
@@ -101,14 +146,21 @@ def load_mask_png(path: str | Path, expected_hw: tuple[int, int], n_classes: int
         InputError: another size than the picture, or values that are no class.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=("PNG",)) as file:
+            found_hw = (file.height, file.width)
+            if found_hw != expected_hw:  # before decoding
+                raise InputError(
+                    f"the mask {path} is {found_hw}, its picture {expected_hw} (rows, columns); expected the same"
+                )
             mask = np.asarray(file).astype(np.int32)
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"cannot read the mask {path}: {error}") from None
-    if mask.shape != expected_hw:
-        raise InputError(
-            f"the mask {path} is {mask.shape}, its picture {expected_hw} (rows, columns); expected the same"
-        )
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"no mask at {path}; check the path") from None
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the mask {path}: {error}; expected a PNG file") from None
+    if mask.ndim != 2:
+        raise InputError(f"the mask {path} has {mask.shape[2]} channels; expected one, of class numbers or a palette")
     wrong = sorted(int(value) for value in np.setdiff1d(np.unique(mask), [*range(n_classes + 1), PNG_IGNORE]))
     if wrong:
         raise InputError(f"the mask {path} has the values {wrong}; expected 0 to {n_classes} and {PNG_IGNORE} = ignore")

@@ -5,12 +5,13 @@ Paths are relative to the table. An empty label cell is a picture without object
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unmix_clip.data.images import image_digest, load_image, load_mask_png
+from unmix_clip.data.images import image_digests, load_image, load_mask_png
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
 
@@ -30,6 +31,9 @@ def load_table(file: Path, split: str | None = None, classes: Sequence[str] | No
     if classes is None:
         classes = sorted({label for _, _, labels in named for label in labels})
     names = tuple(classes)
+    if not names:
+        raise InputError(f"{file} has no label in any row, so no classes; fill the column labels or give a class list")
+    _refuse_duplicates(file, rows)
     for number, _, labels in named:
         if outside := [label for label in labels if label not in names]:
             raise InputError(
@@ -43,13 +47,11 @@ def load_table(file: Path, split: str | None = None, classes: Sequence[str] | No
         if not named:
             there = sorted({row["split"] for _, row in rows})
             raise InputError(f"{file} has no rows of split {split!r}; it has {', '.join(there)}")
-    seen: dict[str, int] = {}
-    for number, row, _ in named:
-        if (first := seen.setdefault(row["filepath"], number)) != number:
-            raise InputError(
-                f"{file} rows {first} and {number}: {row['filepath']} stands twice; keep one row a picture"
-            )
-    samples = [_sample(file, number, row, labels, names) for number, row, labels in named]
+    digests = image_digests([_existing(file, number, row["filepath"], "picture") for number, row, _ in named])
+    samples = [
+        _sample(file, number, row, labels, names, digest)
+        for (number, row, labels), digest in zip(named, digests, strict=True)
+    ]
     return Dataset(
         spec=f"table:{file}" + (f"@{split}" if split else ""),
         classes=names,
@@ -58,22 +60,38 @@ def load_table(file: Path, split: str | None = None, classes: Sequence[str] | No
     )
 
 
+def _refuse_duplicates(file: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
+    """See that no picture stands twice, in any split: it would be trained on and tested on."""
+    seen: dict[str, int] = {}
+    for number, row in rows:
+        if (first := seen.setdefault(os.path.normpath(row["filepath"]), number)) != number:
+            raise InputError(
+                f"{file} rows {first} and {number}: {row['filepath']} stands twice; keep one row a picture"
+            )
+
+
 def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, row) of every row, with the needed columns."""
     if not file.is_file():
         raise InputError(f"no table at {file}; expected {LAYOUT}")
-    with file.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        missing = {"filepath", "labels"} - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"{file} has no column {', '.join(sorted(missing))}; expected {LAYOUT}")
-        rows = [(number, row) for number, row in enumerate(reader, start=2)]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle, strict=True)
+            header = list(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as a table: {error}; expected CSV in UTF-8") from None
+    if missing := {"filepath", "labels"} - set(header):
+        raise InputError(f"{file} has no column {', '.join(sorted(missing))}; expected {LAYOUT}")
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"{file} has two columns {twice[0]!r}; keep one")
     for number, row in rows:
         if None in row or None in row.values():
             raise InputError(
                 f"{file} row {number} has another number of cells than the header; quote cells with commas"
             )
-        if not row["filepath"].strip():
+        row.update({name: row[name].strip() for name in ("filepath", "split", "mask") if name in row})
+        if not row["filepath"]:
             raise InputError(f"{file} row {number} has an empty filepath; expected a picture")
     if not rows:
         raise InputError(f"{file} has no rows; expected one a picture")
@@ -100,22 +118,30 @@ def parse_labels(cell: str, place: str) -> list[str]:
     return labels
 
 
-def _sample(file: Path, number: int, row: dict[str, str], labels: list[str], names: tuple[str, ...]) -> Sample:
-    path = file.parent / row["filepath"].strip()
+def _existing(file: Path, number: int, relative: str, what: str) -> Path:
+    path = file.parent / relative
     if not path.is_file():
-        raise InputError(f"{file} row {number}: no picture at {path}; paths are relative to the table")
+        raise InputError(f"{file} row {number}: no {what} at {path}; paths are relative to the table")
+    return path
+
+
+def _sample(
+    file: Path, number: int, row: dict[str, str], labels: list[str], names: tuple[str, ...], digest: str
+) -> Sample:
+    path = file.parent / row["filepath"]
     vector = np.zeros(len(names), dtype=np.int8)
     vector[[names.index(label) for label in labels]] = 1
-    mask = (row.get("mask") or "").strip()
+    mask_path = _existing(file, number, row["mask"], "mask") if row.get("mask") else None
 
     def load_mask() -> np.ndarray:
+        assert mask_path is not None
         picture = load_image(path)
-        return load_mask_png(file.parent / mask, (picture.height, picture.width), len(names))
+        return load_mask_png(mask_path, (picture.height, picture.width), len(names))
 
     return Sample(
         key=row["filepath"],
         labels=vector,
         load_image=lambda: load_image(path),
-        load_mask=load_mask if mask else None,
-        digest=image_digest(path),
+        load_mask=load_mask if mask_path else None,
+        digest=digest,
     )
