@@ -42,7 +42,9 @@ class TrainConfig:
     """Whether the text projector has a BatchNorm (with statistics fixed after training)."""
     pool_share: float = 0.1
     """`positive`: share of the locations whose mean cosine is a picture's score."""
-    gain: float = 100.0
+    pooled_share: float = 0.3
+    """Weight of the picture's pooled feature in its tag scores, in [0, 1]; maps never use it."""
+    gain: float = 30.0
     """Logits per unit of pooled cosine; `dual`: multiplies the scaled cosine (the paper's 5)."""
     scale: float = 20.0
     """`dual`: multiplies cosines before the softmax over locations."""
@@ -92,8 +94,9 @@ class TrainConfig:
         for name in ("mfi_weight", "weight_decay", "warmup_epochs", "warmup_lr", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        if not 0 <= self.asl_clip < 1 or not self.pool_share <= 1:
-            raise InputError(f"asl_clip is {self.asl_clip}, pool_share {self.pool_share}; expected shares in [0, 1]")
+        for name in ("asl_clip", "pool_share", "pooled_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a share in [0, 1]")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

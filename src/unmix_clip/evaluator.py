@@ -65,8 +65,8 @@ class Unmix:
 
     @torch.no_grad()
     def score(self, patches: Tensor, pooled: Tensor, valid: Tensor | None) -> Scores:
-        """Score stored features; the pooled one is not used."""
-        return self.model.score(patches, self.queries, valid)
+        """Score stored features."""
+        return self.model.score(patches, self.queries, valid, pooled)
 
 
 @dataclass(frozen=True)

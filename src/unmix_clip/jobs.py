@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.baselines import training_free
@@ -36,7 +35,7 @@ from unmix_clip.features import FeatureStore, store_features
 from unmix_clip.method.model import ClassTexts, UnmixModel
 from unmix_clip.provenance import versions
 from unmix_clip.runs import Run, require_backbone, save_run
-from unmix_clip.training import FitState, TrainingSet, fit, mean_location
+from unmix_clip.training import FitState, TrainingSet, fit, mean_location, mean_pooled
 from unmix_clip.vocabulary import Prompts, fill, load_prompts
 
 HELD_OUT = 0.1
@@ -236,9 +235,8 @@ def entanglement_of(classes: Sequence[str], texts: ClassTexts, model: UnmixModel
 
 def build_rivals(names: Sequence[str], texts: ClassTexts, fitting: Bench) -> list[Method]:
     """Build training-free rivals; centres and softmax scales come from the fitting split."""
-    mean_pooled = torch.from_numpy(fitting.store.pooled.astype(np.float32).mean(0))
-    mean_patch: Tensor = mean_location(fitting.store)
-    built = [build_training_free(name, texts.positive, mean_patch, mean_pooled) for name in names]
+    means = mean_location(fitting.store), mean_pooled(fitting.store)
+    built = [build_training_free(name, texts.positive, *means) for name in names]
     return [fit_scale(rival, fitting) for rival in built]
 
 

@@ -20,7 +20,6 @@ from unmix_clip.errors import InputError
 from unmix_clip.features import FeatureStore
 from unmix_clip.files import written_whole
 from unmix_clip.method.model import ClassTexts, UnmixModel
-from unmix_clip.method.scoring import pool_top
 from unmix_clip.progress import progress_bar
 
 PRIOR = 0.05
@@ -54,13 +53,13 @@ def build_untrained(config: TrainConfig, data: TrainingSet) -> UnmixModel:
         model = UnmixModel(config, data.texts.positive.shape[1])
     if config.centre:
         model.patch_mean.copy_(mean_location(data.views[0]))
+        model.pooled_mean.copy_(mean_pooled(data.views[0]))
         model.text_mean.copy_(torch.nn.functional.normalize(data.texts.positive, dim=-1).mean(0))
     if config.score == "positive":
         with torch.no_grad():
-            _, patches, _, valid = next(data.views[0].batches(config.batch_size))
-            cosines = model.project_patches(patches) @ model.project_queries(data.texts).positive.T
-            pooled = pool_top(cosines, valid, config.pool_share).flatten()
-            model.bias.copy_(pooled.quantile(1 - PRIOR))
+            _, patches, pooled, valid = next(data.views[0].batches(config.batch_size))
+            logits = model.score(patches, model.project_queries(data.texts), valid, pooled).logits  # with bias 0
+            model.bias.copy_((logits / config.gain).flatten().quantile(1 - PRIOR))
     return model
 
 
@@ -71,6 +70,11 @@ def mean_location(store: FeatureStore) -> Tensor:
         total += patches[valid].double().sum(0)
         count += int(valid.sum())
     return (total / count).float()
+
+
+def mean_pooled(store: FeatureStore) -> Tensor:
+    """Mean of all L2-normalised pooled features (D,)."""
+    return torch.from_numpy(store.pooled.astype(np.float64).mean(0)).float()
 
 
 def learning_rate(config: TrainConfig, step: int, steps_an_epoch: int) -> float:
@@ -157,8 +161,8 @@ def _train_epoch(config: TrainConfig, data: TrainingSet, state: FitState, epoch:
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         rows = np.sort(order[start : start + config.batch_size])
-        patches, valid = _gather(data.views, rows, view_of[rows])
-        terms = state.model.objective(patches, data.texts, torch.from_numpy(data.labels[rows]), valid)
+        patches, pooled, valid = _gather(data.views, rows, view_of[rows])
+        terms = state.model.objective(patches, data.texts, torch.from_numpy(data.labels[rows]), valid, pooled)
         state.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         state.optimizer.step()
@@ -170,8 +174,11 @@ def _train_epoch(config: TrainConfig, data: TrainingSet, state: FitState, epoch:
     return {name: value / len(starts) for name, value in sums.items()}
 
 
-def _gather(views: Sequence[FeatureStore], rows: np.ndarray, view_of: np.ndarray) -> tuple[Tensor, Tensor | None]:
-    """Read the chosen view of each row: patches (B, N, D) float32 and valid (B, N), None where all are."""
+def _gather(
+    views: Sequence[FeatureStore], rows: np.ndarray, view_of: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Read the chosen view of each row: patches (B, N, D), pooled (B, D), valid (B, N) or None where all are."""
+    pooled = np.empty((len(rows), views[0].pooled.shape[1]), dtype=np.float32)
     patches = np.empty((len(rows), *views[0].patches.shape[1:]), dtype=np.float32)
     valid = np.empty((len(rows), views[0].valid.shape[1]), dtype=bool)
     for number, view in enumerate(views):
@@ -179,7 +186,8 @@ def _gather(views: Sequence[FeatureStore], rows: np.ndarray, view_of: np.ndarray
         if chosen.any():
             patches[chosen] = view.patches[rows[chosen]]
             valid[chosen] = view.valid[rows[chosen]]
-    return torch.from_numpy(patches), None if valid.all() else torch.from_numpy(valid)
+            pooled[chosen] = view.pooled[rows[chosen]]
+    return torch.from_numpy(patches), torch.from_numpy(pooled), None if valid.all() else torch.from_numpy(valid)
 
 
 def _save_checkpoint(path: Path, state: FitState, config: TrainConfig) -> None:

@@ -114,7 +114,9 @@ class Unmixer:
         features = self.backbone.encode_pictures(images, batch_size=len(images))
         sizes = [(image.height, image.width) for image in images]
         valid = torch.stack([self.backbone.preprocess.valid_patches(size, features.grid_hw) for size in sizes])
-        scores = self.run.model.score(features.patches.cpu(), queries, None if bool(valid.all()) else valid)
+        scores = self.run.model.score(
+            features.patches.cpu(), queries, None if bool(valid.all()) else valid, features.pooled.cpu()
+        )
         return [
             Prediction(
                 tags=self._tags(names, scores.logits[i]),

@@ -19,10 +19,10 @@ def trained_a_little(config, texts, width=32):
     model = UnmixModel(config, width)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     labels = torch.randint(0, 2, (8, len(texts.positive)))
-    patches = torch.randn(8, 12, width)
+    patches, pooled = torch.randn(8, 12, width), torch.randn(8, width)
     for _ in range(3):
         optimizer.zero_grad()
-        model.objective(patches, texts, labels)["loss"].backward()
+        model.objective(patches, texts, labels, pooled=pooled)["loss"].backward()
         optimizer.step()
     with torch.no_grad():
         model.project_queries(texts)
@@ -46,12 +46,12 @@ def test_a_class_scores_the_same_whatever_other_names_are_asked(config, texts):
     with torch.enable_grad():
         model = trained_a_little(config, texts)
     model.eval()
-    patches = torch.randn(4, 12, 32)
-    together = model.score(patches, model.project_queries(texts))
+    patches, pooled = torch.randn(4, 12, 32), torch.randn(4, 32)
+    together = model.score(patches, model.project_queries(texts), pooled=pooled)
     for i in range(6):
         alone = ClassTexts(texts.positive[i : i + 1], texts.negative[i : i + 1])
-        scores = model.score(patches, model.project_queries(alone))
-        torch.testing.assert_close(scores.logits[:, 0], together.logits[:, i])
+        scores = model.score(patches, model.project_queries(alone), pooled=pooled)
+        torch.testing.assert_close(scores.logits[:, 0], together.logits[:, i], atol=1e-4, rtol=0)  # of about 100
         torch.testing.assert_close(scores.maps[..., 0], together.maps[..., i])
 
 
@@ -85,7 +85,7 @@ def test_scores_equal_a_loop_over_cosines_of_projected_vectors(texts):
     model.patch_mean.copy_(torch.randn(32) / 10)
     model.text_mean.copy_(torch.randn(32) / 10)
     patches = torch.randn(2, 5, 32)
-    maps = model.score(patches, model.project_queries(texts)).maps
+    maps = model.score(patches, model.project_queries(texts), pooled=torch.randn(2, 32)).maps
     for b in range(2):
         for n in range(5):
             location = model.image(patches[b, n] / patches[b, n].norm() - model.patch_mean)
@@ -97,5 +97,11 @@ def test_scores_equal_a_loop_over_cosines_of_projected_vectors(texts):
 def test_the_objective_adds_the_weighted_mfi_term(texts):
     torch.manual_seed(7)
     model = UnmixModel(TrainConfig(mfi_weight=3.0), 32)
-    terms = model.objective(torch.randn(2, 4, 32), texts, torch.randint(0, 2, (2, 6)))
+    terms = model.objective(torch.randn(2, 4, 32), texts, torch.randint(0, 2, (2, 6)), pooled=torch.randn(2, 32))
     torch.testing.assert_close(terms["loss"], terms["asl"] + 3 * terms["mfi"])
+
+
+def test_a_model_that_uses_the_pooled_feature_says_so_when_it_is_missing(texts):
+    model = UnmixModel(RECIPES["default"], 32).eval()
+    with pytest.raises(ValueError, match="pass pooled"):
+        model.score(torch.randn(2, 5, 32), model.project_queries(texts))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unmix_clip.method.scoring import pool_softmax, pool_top, score_dual, score_positive
+from unmix_clip.method.scoring import Cosines, pool_softmax, pool_top, score_dual, score_positive
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_padded_locations_change_nothing(cosines, pool):
 
 def test_the_dual_logit_is_that_of_the_papers_softmax_over_negative_and_positive(cosines):
     positive, negative = cosines, cosines.flip(0).roll(1, dims=1)
-    scores = score_dual(positive, negative, scale=20, gain=5)
+    scores = score_dual(Cosines(positive), Cosines(negative), scale=20, gain=5)
     for b in range(3):
         for c in range(4):
             branches = [5 * 20 * slow_softmax_pool(cos[b, :, c].tolist(), 20) for cos in (negative, positive)]
@@ -61,12 +61,24 @@ def test_the_dual_logit_is_that_of_the_papers_softmax_over_negative_and_positive
 
 
 def test_the_dual_map_is_the_positive_cosine_less_the_pooled_negative_one(cosines):
-    scores = score_dual(cosines, -cosines)
+    scores = score_dual(Cosines(cosines), Cosines(-cosines))
     expected = cosines[1, 4, 2].item() - slow_softmax_pool((-cosines[1, :, 2]).tolist(), 20)
     assert scores.maps[1, 4, 2].item() == pytest.approx(expected)
 
 
 def test_the_positive_logit_is_the_gained_distance_from_the_bias(cosines):
-    scores = score_positive(cosines, torch.tensor(0.25), gain=100, share=0.1)
+    scores = score_positive(Cosines(cosines), torch.tensor(0.25), gain=100, share=0.1)
     torch.testing.assert_close(scores.logits, 100 * (cosines.max(dim=1).values - 0.25))
     assert scores.maps is cosines
+
+
+def test_the_whole_picture_has_its_share_in_tags_and_none_in_maps(cosines):
+    whole = torch.rand(3, 4, dtype=torch.float64)
+    mixed = Cosines(cosines, whole, 0.25)
+    scores = score_positive(mixed, torch.tensor(0.0), gain=1, share=0.1)
+    torch.testing.assert_close(scores.logits, 0.75 * cosines.max(dim=1).values + 0.25 * whole)
+    assert scores.maps is cosines
+    dual = score_dual(mixed, Cosines(-cosines, -whole, 0.25), scale=20, gain=5)
+    expected = 0.75 * slow_softmax_pool(cosines[2, :, 1].tolist(), 20) + 0.25 * whole[2, 1].item()
+    negative = 0.75 * slow_softmax_pool((-cosines[2, :, 1]).tolist(), 20) - 0.25 * whole[2, 1].item()
+    assert dual.logits[2, 1].item() == pytest.approx(100 * (expected - negative))

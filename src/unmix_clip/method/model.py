@@ -8,7 +8,7 @@ from torch import Tensor
 from unmix_clip.config import TrainConfig
 from unmix_clip.method.losses import asymmetric_loss, mfi_loss
 from unmix_clip.method.projectors import Projectors
-from unmix_clip.method.scoring import Scores, score_dual, score_positive
+from unmix_clip.method.scoring import Cosines, Scores, score_dual, score_positive
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,46 @@ class UnmixModel(Projectors):
         positive, negative = self.project_texts(torch.cat([texts.positive, texts.negative])).chunk(2)
         return Queries(positive, negative)
 
-    def score(self, patches: Tensor, queries: Queries, valid: Tensor | None = None) -> Scores:
+    def score(
+        self, patches: Tensor, queries: Queries, valid: Tensor | None = None, pooled: Tensor | None = None
+    ) -> Scores:
         """Score pictures.
 
         Args:
             patches: (B, N, D) dense features of the backbone.
             queries: from `project_queries`.
             valid: (B, N) bool, False where a location shows padding; None = all valid.
+            pooled: (B, D) the backbone's feature of the whole picture; needed where `pooled_share` is above 0.
         """
+        config = self.config
         locations = self.project_patches(patches)  # (B, N, d)
-        positive = locations @ queries.positive.T  # (B, N, C)
+        whole = None
+        if config.pooled_share:
+            if pooled is None:
+                raise ValueError("the model scores pictures with their pooled feature too: pass pooled (B, D)")
+            whole = self.project_pooled(pooled)  # (B, d)
+
+        def cosines(texts: Tensor) -> Cosines:
+            return Cosines(locations @ texts.T, None if whole is None else whole @ texts.T, config.pooled_share)
+
+        positive = cosines(queries.positive)
         if queries.negative is None:
-            return score_positive(positive, self.bias, valid, gain=self.config.gain, share=self.config.pool_share)
-        negative = locations @ queries.negative.T
-        return score_dual(positive, negative, valid, scale=self.config.scale, gain=self.config.gain)
+            return score_positive(positive, self.bias, valid, gain=config.gain, share=config.pool_share)
+        return score_dual(positive, cosines(queries.negative), valid, scale=config.scale, gain=config.gain)
 
     def objective(
-        self, patches: Tensor, texts: ClassTexts, labels: Tensor, valid: Tensor | None = None
+        self,
+        patches: Tensor,
+        texts: ClassTexts,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the named terms of the loss and their weighted sum `loss`; labels: (B, C) in {1, 0, -1}."""
         config = self.config
         queries = self.project_queries(texts)
         asl = asymmetric_loss(
-            self.score(patches, queries, valid).logits,
+            self.score(patches, queries, valid, pooled).logits,
             labels,
             gamma_neg=config.asl_gamma_neg,
             gamma_pos=config.asl_gamma_pos,

@@ -62,11 +62,13 @@ class Projectors(nn.Module):
         text_norm: whether the text projector has its BatchNorm.
 
     Buffers:
-        patch_mean, text_mean: (D,) subtracted from L2-normalised inputs; zeros where a recipe does not centre.
+        patch_mean, pooled_mean, text_mean: (D,) subtracted from L2-normalised inputs; zeros where a recipe does not
+            centre.
     """
 
     bias: Tensor
     patch_mean: Tensor
+    pooled_mean: Tensor
     text_mean: Tensor
 
     def __init__(self, width: int, out: int, hidden: int, text_norm: bool) -> None:
@@ -75,12 +77,18 @@ class Projectors(nn.Module):
         self.text = TextProjector(width, hidden, out, text_norm)
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("patch_mean", torch.zeros(width))
+        self.register_buffer("pooled_mean", torch.zeros(width))
         self.register_buffer("text_mean", torch.zeros(width))
 
     def project_patches(self, patches: Tensor) -> Tensor:
         """Project location features (B, N, D) to unit vectors (B, N, d)."""
         unit = F.normalize(patches.float(), dim=-1)
         return F.normalize(self.image(unit - self.patch_mean), dim=-1)
+
+    def project_pooled(self, pooled: Tensor) -> Tensor:
+        """Project features of whole pictures (B, D) to unit vectors (B, d), with the image projector."""
+        unit = F.normalize(pooled.float(), dim=-1)
+        return F.normalize(self.image(unit - self.pooled_mean), dim=-1)
 
     def project_texts(self, texts: Tensor) -> Tensor:
         """Project text features (T, D) to unit vectors (T, d)."""

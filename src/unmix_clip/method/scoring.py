@@ -48,37 +48,52 @@ def pool_top(cosines: Tensor, valid: Tensor | None = None, share: float = 0.1) -
     return torch.where(taken[..., None], top, 0).sum(1) / counts[:, None]
 
 
+@dataclass(frozen=True)
+class Cosines:
+    """Cosines of a batch of pictures with the texts of one kind of prompt."""
+
+    locations: Tensor  # (B, N, C)
+    whole: Tensor | None = None  # (B, C), of the picture's pooled feature
+    whole_share: float = 0.0
+    """Weight of `whole` in a picture's score, in [0, 1]; the locations have the rest."""
+
+    def mixed(self, pooled: Tensor) -> Tensor:
+        """Mix the pooled cosines of the locations (B, C) with those of the whole picture."""
+        return pooled if self.whole is None else (1 - self.whole_share) * pooled + self.whole_share * self.whole
+
+
 def score_dual(
-    positive: Tensor,
-    negative: Tensor,
+    positive: Cosines,
+    negative: Cosines,
     valid: Tensor | None = None,
     *,
     scale: float = PAPER_SCALE,
     gain: float = PAPER_GAIN,
 ) -> Scores:
-    """The paper's score from cosines with the positive and the negative texts, both (B, N, C).
+    """The paper's score from the cosines with the positive and the negative texts.
 
     The logit of softmax over (negative, positive) is the difference of the branches. The map is the positive cosine at
     the location minus the picture's pooled negative one: the positive cosine alone is worse than plain CLIP.
     """
-    pooled_positive = pool_softmax(positive, valid, scale)
-    pooled_negative = pool_softmax(negative, valid, scale)
+    pooled_positive = positive.mixed(pool_softmax(positive.locations, valid, scale))
+    pooled_negative = negative.mixed(pool_softmax(negative.locations, valid, scale))
     return Scores(
         logits=gain * scale * (pooled_positive - pooled_negative),
-        maps=positive - pooled_negative[:, None],
+        maps=positive.locations - pooled_negative[:, None],
     )
 
 
 def score_positive(
-    positive: Tensor, bias: Tensor, valid: Tensor | None = None, *, gain: float = 100.0, share: float = 0.1
+    positive: Cosines, bias: Tensor, valid: Tensor | None = None, *, gain: float = 100.0, share: float = 0.1
 ) -> Scores:
-    """Our score from cosines with the positive texts alone (B, N, C); the map is the cosine.
+    """Our score from the cosines with the positive texts alone; the map is the cosine.
 
     Args:
-        positive: cosines (B, N, C).
+        positive: the cosines.
         bias: scalar: the pooled cosine at which a class is as likely present as absent.
         valid: (B, N) bool, False at locations that show padding.
         gain: logits per unit of cosine.
         share: share of the locations that count, see `pool_top`.
     """
-    return Scores(logits=gain * (pool_top(positive, valid, share) - bias), maps=positive)
+    pooled = positive.mixed(pool_top(positive.locations, valid, share))
+    return Scores(logits=gain * (pooled - bias), maps=positive.locations)
