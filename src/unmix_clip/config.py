@@ -60,6 +60,8 @@ class TrainConfig:
     """Reading of the MFI loss: `class` (cosines of the texts) or `dimension` (correlations of the dimensions)."""
     mfi_weight: float = 10.0
     """Weight of the MEAN squared off-diagonal entry; 0 switches the MFI loss off."""
+    mfi_alpha: float = 0.0
+    """The paper's alpha on the published sum; converted once the names are known, it takes the place of `mfi_weight`."""
     mfi_lambda: float = 0.2
     """Lambda of the published sum; it only sets how much the diagonal of the dimension form weighs."""
     optimizer: str = "adam"
@@ -91,7 +93,7 @@ class TrainConfig:
         for name in (*positive, "epochs", "batch_size", "views"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a number above 0")
-        for name in ("mfi_weight", "weight_decay", "warmup_epochs", "warmup_lr", "seed"):
+        for name in ("mfi_weight", "mfi_alpha", "weight_decay", "warmup_epochs", "warmup_lr", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
         for name in ("asl_clip", "pool_share", "pooled_share"):

@@ -49,9 +49,8 @@ def run_demo(
     plain = {rival.name: study.measure(rival, thresholds) for rival, thresholds in rivals}
     unmixed = [study.measure_trained(one, "unmix") for one in trained]
     unseen = {
-        "clip": study.unseen_figures(None, "clip"),
-        "maskclip": study.unseen_figures(None, "maskclip"),
-        "unmix": study.unseen_figures(trained[0]),
+        **study.unseen_rivals(),
+        "unmix": study.unseen_trained(trained[0]),
     }
     entanglement = entanglement_of(study.train.classes, trained[0].texts, trained[0].state.model)
     result = {

@@ -5,7 +5,7 @@ its figures taken on another, by the same code.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -17,7 +17,6 @@ from torch import Tensor
 from unmix_clip.backbones.preprocess import Preprocessing
 from unmix_clip.baselines.training_free import SOFTMAX_SCALES, TrainingFree
 from unmix_clip.data.samples import Dataset, label_matrix
-from unmix_clip.data.scenes import class_groups
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.background import CANDIDATES, BackgroundFit
 from unmix_clip.evaluation.entanglement import CrossActivation, cell_labels
@@ -150,10 +149,15 @@ def best_on_picture(
     return best_on_pixels(maps.T.reshape(-1, *grid_hw), to_pixels, allowed)
 
 
-def evaluate_tags(method: Method, bench: Bench, thresholds: Thresholds | None, seed: int = 0) -> dict[str, Any]:
-    """Return the recognition figures of a method on a bench."""
+def evaluate_tags(
+    method: Method,
+    bench: Bench,
+    thresholds: Thresholds | None,
+    seed: int = 0,
+    groups: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """Return the recognition figures of a method on a bench; each group of class indices adds `map_NAME`."""
     started = time.monotonic()
-    groups = class_groups(bench.dataset.classes)
     threshold = None if thresholds is None else thresholds.tag
     figures = evaluate_recognition(
         tag_scores(method, bench), bench.labels, bench.dataset.classes, threshold, groups, seed

@@ -11,7 +11,7 @@ import torch
 
 from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.baselines import training_free
-from unmix_clip.baselines.training_free import build_training_free
+from unmix_clip.baselines.training_free import TrainingFree, build_training_free
 from unmix_clip.config import TrainConfig
 from unmix_clip.data import load_data
 from unmix_clip.data.samples import Dataset, Sample, label_matrix, select_classes, take
@@ -233,11 +233,13 @@ def entanglement_of(classes: Sequence[str], texts: ClassTexts, model: UnmixModel
     return {**before, "after": after, "reduction": reduction(before, after)}
 
 
-def build_rivals(names: Sequence[str], texts: ClassTexts, fitting: Bench) -> list[Method]:
+def build_rivals(
+    names: Sequence[str], texts: ClassTexts, fitting: Bench, fit_scales: bool = True
+) -> list[TrainingFree]:
     """Build training-free rivals; centres and softmax scales come from the fitting split."""
     means = mean_location(fitting.store), mean_pooled(fitting.store)
     built = [build_training_free(name, texts.positive, *means) for name in names]
-    return [fit_scale(rival, fitting) for rival in built]
+    return [fit_scale(rival, fitting) for rival in built] if fit_scales else built
 
 
 def compare(

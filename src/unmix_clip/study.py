@@ -124,19 +124,29 @@ class Study:
         entanglement = entanglement_of(self.train.classes, trained.texts, trained.state.model)
         return replace(measured, mean_cosine=entanglement["after"]["mean_cosine"])
 
-    def unseen_figures(self, trained: Trained | None, rival: str = "maskclip") -> dict[str, float]:
-        """Return what happens on scenes with unseen names, all names asked: of a trained recipe, or of a raw rival.
+    def unseen_rivals(self) -> dict[str, dict[str, float]]:
+        """Return `unseen_figures` of every rival; centres and softmax scales come from validation scenes."""
+        texts = self.place.texts(load_prompts("plain"), self.unseen.dataset.classes)
+        scales = {rival.name: rival.scale for rival in build_rivals(RIVALS, self.plain_texts, self.val)}
+        rivals = [
+            replace(rival, scale=scales[rival.name])
+            for rival in build_rivals(RIVALS, texts, self.val, fit_scales=False)
+        ]
+        return {rival.name: self.unseen_figures(rival) for rival in rivals}
+
+    def unseen_trained(self, trained: Trained) -> dict[str, float]:
+        """Return `unseen_figures` of a trained recipe."""
+        model = trained.state.model
+        texts = self.place.texts(load_prompts(model.config.prompts), self.unseen.dataset.classes)
+        return self.unseen_figures(unmix_method(model, texts))
+
+    def unseen_figures(self, method: Method) -> dict[str, float]:
+        """Return what happens on scenes with unseen names, all names asked.
 
         mAP of the tags and mIoU over object pixels, each over the seen and over the unseen names.
         """
         names = self.unseen.dataset.classes
-        if trained is None:
-            texts = self.place.texts(load_prompts("plain"), names)
-            method: Method = build_rivals([rival], texts, self.unseen)[0]
-        else:
-            model = trained.state.model
-            method = unmix_method(model, self.place.texts(load_prompts(model.config.prompts), names))
-        tags = evaluate_tags(method, self.unseen, None)
+        tags = evaluate_tags(method, self.unseen, None, groups=class_groups(names))
         ungated = Thresholds(tag=0.0, background=None)  # object pixels need no operating point
         protocol = PROTOCOLS["standard-objects"]
         iou = evaluate_masks(method, self.unseen, ungated, [protocol])[protocol.name]["per_class_iou"]

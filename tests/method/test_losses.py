@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unmix_clip.config import load_config
 from unmix_clip.method.losses import asymmetric_loss, correlation_matrix, mfi_loss, mfi_weight_from_alpha
+from unmix_clip.method.model import ClassTexts, UnmixModel
 
 
 def slow_asymmetric(logits, labels, gamma_neg, gamma_pos, clip):
@@ -86,10 +88,13 @@ def test_the_weight_converts_to_the_papers_alpha(form):
     assert weight * mfi_loss(texts, form=form).item() == pytest.approx(7e-5 * total, rel=1e-9)
 
 
-def test_the_papers_alpha_on_coco_is_the_weight_of_the_recipe():
-    from unmix_clip.config import load_config
-
-    assert load_config("paper").mfi_weight == pytest.approx(mfi_weight_from_alpha(7e-5, 2 * 80), abs=5e-4)
+def test_the_recipe_paper_converts_alpha_for_the_names_at_hand():
+    torch.manual_seed(5)
+    model = UnmixModel(load_config("paper"), 16)
+    texts = ClassTexts(torch.randn(80, 16), torch.randn(80, 16))
+    terms = model.objective(torch.randn(2, 4, 16), texts, torch.zeros(2, 80))
+    added = (terms["loss"] - terms["asl"]).item()
+    assert added == pytest.approx(7e-5 * 0.2 * 160 * 159 * terms["mfi"].item(), rel=1e-3)
 
 
 def test_the_class_form_means_the_same_for_few_and_for_many_names():

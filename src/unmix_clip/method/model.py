@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unmix_clip.config import TrainConfig
-from unmix_clip.method.losses import asymmetric_loss, mfi_loss
+from unmix_clip.method.losses import asymmetric_loss, mfi_loss, mfi_weight_from_alpha
 from unmix_clip.method.projectors import Projectors
 from unmix_clip.method.scoring import Cosines, Scores, score_dual, score_positive
 
@@ -88,5 +88,10 @@ class UnmixModel(Projectors):
             reduction=config.asl_reduction,
         )
         both = [queries.positive] if queries.negative is None else [queries.positive, queries.negative]
-        mfi = mfi_loss(torch.cat(both), form=config.mfi_form, lam=config.mfi_lambda)
-        return {"asl": asl, "mfi": mfi, "loss": asl + config.mfi_weight * mfi}
+        projected = torch.cat(both)
+        mfi = mfi_loss(projected, form=config.mfi_form, lam=config.mfi_lambda)
+        weight = config.mfi_weight
+        if config.mfi_alpha:
+            rows = len(projected) if config.mfi_form == "class" else projected.shape[1]
+            weight = mfi_weight_from_alpha(config.mfi_alpha, rows, config.mfi_lambda)
+        return {"asl": asl, "mfi": mfi, "loss": asl + weight * mfi}
