@@ -158,6 +158,7 @@ def model_config(plan: Plan) -> dict:
         "vision_cfg": {"layers": [1, 1, 1, 1], "width": plan.width, "head_width": 64},
         "text_cfg": {"width": plan.text_width, "heads": 4, "layers": 2},
         "words": list(words),
+        "names": list(load_world().classes),
         "token_ids": sorted(kept),
     }
 
@@ -172,7 +173,7 @@ def run(rank: int, plan: Plan, out: Path) -> None:
         dist.init_process_group("gloo", f"file://{out.resolve()}/rendezvous", rank=rank, world_size=plan.processes)
     config = model_config(plan)
     model = build_model(config).to(device, memory_format=torch.channels_last).train()
-    tokenizer = MiniTokenizer(config["words"], config["token_ids"])
+    tokenizer = MiniTokenizer(config["words"], config["names"], config["token_ids"])
     decayed = [p for p in model.parameters() if p.ndim > 1]
     other = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": other, "weight_decay": 0.0}]

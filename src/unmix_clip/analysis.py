@@ -36,6 +36,8 @@ def analyze_classes(
     """Return the entanglement of a class list; arguments are those of the command."""
     started = time.monotonic()
     names = load_class_list(classes)
+    if model and backbone:
+        raise InputError("--backbone comes from the run of --model; leave one of them out")
     if text_features is not None:
         if backbone or model or data:
             raise InputError("--text-features stands alone; leave out --backbone, --model and --data")
@@ -90,8 +92,10 @@ def _load_features(path: Path) -> np.ndarray:
         features = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"no text features at {path}; expected a .npy file of shape (classes, width)") from None
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise InputError(
             f"{path} is no readable .npy file ({error}); expected numbers of shape (classes, width)"
         ) from None
+    if not isinstance(features, np.ndarray):
+        raise InputError(f"{path} holds several arrays; expected one .npy array of shape (classes, width)")
     return features

@@ -138,7 +138,7 @@ def train(
     settings = load_config(config, overrides or [])
     names = load_class_list(classes) if classes else None
     make_folder(out)
-    if (out / "config.json").exists() and not resume:
+    if not resume and any((out / name).exists() for name in ("config.json", "checkpoint.pt")):
         raise InputError(f"{out} already holds a run; choose another --out, or --resume to continue it")
     place = _workplace(backbone, image_size, mode, last_stage_stride, device, cache, skip_broken)
     metrics = jobs.train(place, settings, data, out, backbone_spec=backbone, val=val, classes=names, resume=resume)
@@ -213,6 +213,7 @@ def predict(
     classes: ClassesOption = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="One overlay a name found.")] = False,
     masks: Annotated[bool, typer.Option("--masks", help="Indexed masks, and overlays on the picture.")] = False,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Where the run's backbone is now.")] = None,
     formats: Annotated[str, typer.Option("--format", help="Some of json,csv,coco.")] = "json",
     device: DeviceOption = "cpu",
     json_file: JsonOption = None,
@@ -223,7 +224,9 @@ def predict(
     from unmix_clip.vocabulary import load_class_list
 
     names = load_class_list(classes) if classes else None
-    unmixer = Unmixer.from_pretrained(model, device)
+    unmixer = Unmixer.from_pretrained(model, device, backbone)
+    if masks and unmixer.run.thresholds.background is None:
+        _tell("this run had no masks to fit the background on: it begins where a class is as likely as not")
     if names and (new := unmixer.untrained(names)):
         _tell(f"not trained on: {', '.join(new)}; their scores may be poor")
     result = predict_files(
@@ -272,6 +275,8 @@ def _compare(
     if task not in ("recognition", "segmentation"):
         raise InputError(f"--task is {task!r}; expected recognition or segmentation")
     run = load_run(model) if model else None
+    if model and backbone is None and (image_size is not None or mode != "squash"):
+        raise InputError("--image-size and --mode come from the run of --model; leave them out")
     if run is not None and model is not None and backbone is None:
         built = Unmixer.from_pretrained(model, device).backbone
         place = jobs.Workplace(built, cache, tell=_tell, skip_broken=skip_broken)

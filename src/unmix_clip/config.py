@@ -42,7 +42,7 @@ class TrainConfig:
     """Whether the text projector has a BatchNorm (with statistics fixed after training)."""
     pool_share: float = 0.1
     """`positive`: share of the locations whose mean cosine is a picture's score."""
-    pooled_share: float = 0.3
+    pooled_share: float = 0.1
     """Weight of the picture's pooled feature in its tag scores, in [0, 1]; maps never use it."""
     gain: float = 30.0
     """Logits per unit of pooled cosine; `dual`: multiplies the scaled cosine (the paper's 5)."""
@@ -61,7 +61,7 @@ class TrainConfig:
     mfi_weight: float = 10.0
     """Weight of the MEAN squared off-diagonal entry; 0 switches the MFI loss off."""
     mfi_alpha: float = 0.0
-    """The paper's alpha on the published sum; converted once the names are known, it takes the place of `mfi_weight`."""
+    """The paper's alpha on the published sum, converted for the names at hand; above 0 it replaces `mfi_weight`."""
     mfi_lambda: float = 0.2
     """Lambda of the published sum; it only sets how much the diagonal of the dimension form weighs."""
     optimizer: str = "adam"

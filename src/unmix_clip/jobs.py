@@ -1,5 +1,7 @@
 """What the commands do, as functions: set up, measure, train, compare. The command line and the demo call these."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +15,7 @@ from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.baselines import training_free
 from unmix_clip.baselines.training_free import TrainingFree, build_training_free
 from unmix_clip.config import TrainConfig
-from unmix_clip.data import load_data
+from unmix_clip.data import is_scenes, load_data
 from unmix_clip.data.samples import Dataset, Sample, label_matrix, select_classes, take
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.entanglement import reduction, text_entanglement
@@ -60,7 +62,13 @@ class Workplace:
     def load(self, spec: str, classes: Sequence[str] | None = None) -> Dataset:
         """Load a data set, restricted to the names that the backbone knows (a small vocabulary says so)."""
         dataset = load_data(spec, classes)
-        unknown = [name for name in dataset.classes if self.backbone.unknown_words(name)]
+        if classes and (foreign := [name for name in classes if name not in dataset.classes]):
+            raise InputError(
+                f"{spec} has no class {foreign[0]!r}; expected some of {', '.join(dataset.classes[:8])}, ..."
+            )
+        if classes:
+            dataset = select_classes(dataset, classes)
+        unknown = [name for name in dataset.classes if self.backbone.unknown_name(name)]
         if unknown:
             known = [name for name in dataset.classes if name not in unknown]
             if not known:
@@ -106,15 +114,26 @@ class Workplace:
 
 def default_fitting_split(spec: str) -> str | None:
     """Return the split that operating points are fitted on where none is named: another one of the same data set."""
+    if is_scenes(spec):
+        if spec.startswith("scenes@val"):
+            return None
+        options = [option for option in spec.partition("?")[2].split("&") if option and not option.startswith("n=")]
+        return "scenes@val" + ("?" + "&".join(options) if options else "")
     kind, _, rest = spec.partition(":")
     place, at, split = rest.rpartition("@")
-    if spec.split("@")[0].split("?")[0] == "scenes":
-        _, question, options = spec.partition("?")
-        kept = [option for option in options.split("&") if option and not option.startswith("n=")]
-        return "scenes@val" + ("?" + "&".join(kept) if question and kept else "")
     if kind == "coco" and at and split.startswith("val"):
         return f"coco:{place}@{split.replace('val', 'train', 1)}"
     return None
+
+
+def require_disjoint(fitting: Dataset, other: Dataset, what: str) -> None:
+    """Raise InputError if pictures that thresholds are fitted on are also trained on or evaluated."""
+    shared = {sample.digest for sample in fitting.samples} & {sample.digest for sample in other.samples}
+    if shared:
+        raise InputError(
+            f"{fitting.spec} and {other.spec} share {len(shared)} pictures: thresholds must be fitted on others than "
+            f"those that are {what}; name another split (--val in train, --fit-data in evaluate and compare)"
+        )
 
 
 def hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -137,14 +156,17 @@ def train(
 ) -> dict[str, Any]:
     """Train the projectors on a data set and write the run; returns its metrics."""
     started = time.monotonic()
+    if is_scenes(data) and "@" not in data:
+        data = data.replace("scenes", "scenes@train", 1)
     dataset = place.load(data, classes)
-    if val is None and data.split("@")[0] == "scenes":
+    if val is None and is_scenes(data):
         val = default_fitting_split(data)
     if val is None:
         dataset, held_out = hold_out(dataset, config.seed)
         place.tell(f"{len(held_out.samples)} of the training pictures are held out to fit the thresholds")
     else:
-        held_out = _same_classes(place.load(val, classes), dataset)
+        held_out = _same_classes(place.load(val), dataset)
+        require_disjoint(held_out, dataset, "trained on")
     prompts = load_prompts(config.prompts)
     trained = fit_model(
         place, config, dataset, place.bench(held_out), prompts, checkpoint=out / "checkpoint.pt", resume=resume
@@ -213,8 +235,18 @@ def fit_model(
         checkpoint=checkpoint,
         resume=resume,
         validate=validate,
+        source=_fingerprint(place, dataset, val.dataset),
     )
     return Trained(state, fit_thresholds(unmix_method(state.model, texts), val), texts)
+
+
+def _fingerprint(place: Workplace, dataset: Dataset, val: Dataset) -> str:
+    """Return a digest of what a training reads beside its configuration: backbone, names, pictures, labels."""
+    parts = [json.dumps(place.backbone.identity.compared(), sort_keys=True), *dataset.classes]
+    parts += [sample.digest for part in (dataset, val) for sample in part.samples]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    digest.update(label_matrix(dataset).tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -266,22 +298,24 @@ def compare(
     rivals = [name for name in methods if name != "unmix"]
     prompts = run.prompts if run else load_prompts("plain")
     texts = place.texts(prompts, dataset.classes)
-    built: dict[str, tuple[Method, Thresholds | None]] = {}
+    built: dict[str, tuple[Method, Thresholds]] = {}
+    fitting = _fitting_bench(place, data, fit_data, dataset) if rivals or fit_data else None
     if run is not None and "unmix" in methods:
-        built["unmix"] = (unmix_method(run.model, texts), run.thresholds)
-    if rivals:
-        fitting = _fitting_bench(place, data, fit_data, dataset)
+        unmix = unmix_method(run.model, texts)
+        built["unmix"] = (unmix, fit_thresholds(unmix, fitting) if fitting and fit_data else run.thresholds)
+    if fitting:
         for rival in build_rivals(rivals, texts, fitting):
             built[rival.name] = (rival, fit_thresholds(rival, fitting))
-    results = []
+    results: list[dict[str, Any]] = []
     for name in methods:
         method, thresholds = built[name]
         common = {**provenance(place, task, dataset, seed), "method": name}
+        if run is not None and name == "unmix":
+            common |= {"seed": run.model.config.seed, "trained_on": run.data, "config": run.model.config.to_dict()}
         if task == "recognition":
             figures = evaluate_tags(method, bench, thresholds, seed)
             results.append({**common, "protocol": "average precision per class, all images", **figures})
         else:
-            assert thresholds is not None, "every method has its thresholds"
             figures = evaluate_masks(method, bench, thresholds, [chosen])[chosen.name]
             results.append({**common, "protocol": f"{chosen.name}: {chosen.note}", **figures})
             results[-1]["entanglement"] = evaluate_cross_activation(method, bench)
@@ -296,7 +330,9 @@ def _fitting_bench(place: Workplace, data: str, fit_data: str | None, dataset: D
         raise InputError(
             f"training-free methods fit their thresholds on other pictures than {data}: name them (--fit-data)"
         )
-    return place.bench(_same_classes(place.load(spec), dataset))
+    fitting = _same_classes(place.load(spec), dataset)
+    require_disjoint(fitting, dataset, "evaluated")
+    return place.bench(fitting)
 
 
 def _same_classes(dataset: Dataset, wanted: Dataset) -> Dataset:

@@ -59,7 +59,7 @@ def predict_files(
                 stem = _unique(file.stem, used)
                 records.append(_record(file, image, found, stem, masks))
                 if found.maps is not None:
-                    _write_pictures(out, stem, image, found, heatmaps, masks, model.run.thresholds.background)
+                    _write_pictures(out, stem, image, found, heatmaps, masks, model.background)
                     coco += _coco_annotations(index, found, len(coco))
             bar.advance()
     result = {
@@ -75,7 +75,7 @@ def predict_files(
         "trained_on": model.run.data,
         "classes": names,
         "not_trained_on": model.untrained(names),
-        "threshold": model.run.thresholds.tag,
+        "threshold": model.threshold,
         "versions": versions(),
         "images": records,
     }
@@ -110,14 +110,14 @@ def _unique(stem: str, used: set[str]) -> str:
 
 
 def _write_pictures(
-    out: Path, stem: str, image: Image.Image, found: Prediction, heatmaps: bool, masks: bool, background: float | None
+    out: Path, stem: str, image: Image.Image, found: Prediction, heatmaps: bool, masks: bool, background: float
 ) -> None:
     maps = found.maps
     assert maps is not None, "maps were asked for"
     if heatmaps:
         folder = make_folder(out / "heatmaps" / stem)
         for name in found.tags.labels:
-            heat = maps.heatmaps[maps.classes.index(name)]
+            heat = maps.heatmap(name)
             _save(Image.fromarray(overlay(image, heat, background)), folder / f"{name.replace('/', '_')}.jpg")
     if masks:
         folder = make_folder(out / "masks")

@@ -93,6 +93,7 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     validate: Callable[[UnmixModel], dict[str, float]] | None = None,
+    source: str = "",
 ) -> FitState:
     """Train the projectors.
 
@@ -101,6 +102,7 @@ def fit(
         data: features, labels and texts.
         checkpoint: file that is rewritten after every epoch; None = no checkpoint.
         resume: continue from `checkpoint` where it exists.
+        source: digest of what features, labels and texts were made from; a checkpoint of another is refused.
         validate: called every few epochs with the model in evaluation mode; its figures go into the history.
 
     Returns:
@@ -112,7 +114,7 @@ def fit(
     _check(config, data)
     state = _start(config, data)
     if resume and checkpoint is not None and checkpoint.exists():
-        _load_checkpoint(checkpoint, state, config)
+        _load_checkpoint(checkpoint, state, config, source)
     validate_every = max(1, config.epochs // 10)
     with progress_bar(f"training {config.recipe}", config.epochs, "epochs", state.epoch) as bar:
         for epoch in range(state.epoch, config.epochs):
@@ -122,7 +124,7 @@ def fit(
             state.history.append({"epoch": epoch + 1, **figures})
             state.epoch = epoch + 1
             if checkpoint is not None:
-                _save_checkpoint(checkpoint, state, config)
+                _save_checkpoint(checkpoint, state, config, source)
             bar.advance(note="  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     return state
 
@@ -190,8 +192,9 @@ def _gather(
     return torch.from_numpy(patches), torch.from_numpy(pooled), None if valid.all() else torch.from_numpy(valid)
 
 
-def _save_checkpoint(path: Path, state: FitState, config: TrainConfig) -> None:
+def _save_checkpoint(path: Path, state: FitState, config: TrainConfig, source: str) -> None:
     contents = {
+        "source": source,
         "config": config.to_dict(),
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -202,7 +205,7 @@ def _save_checkpoint(path: Path, state: FitState, config: TrainConfig) -> None:
         torch.save(contents, temporary)
 
 
-def _load_checkpoint(path: Path, state: FitState, config: TrainConfig) -> None:
+def _load_checkpoint(path: Path, state: FitState, config: TrainConfig, source: str) -> None:
     contents = torch.load(path, weights_only=True)
     old, wanted = contents["config"], config.to_dict()
     if old != wanted:
@@ -211,6 +214,12 @@ def _load_checkpoint(path: Path, state: FitState, config: TrainConfig) -> None:
             f"cannot resume {path.parent}: it was started with {'; '.join(changed)}; "
             "use the same settings or another --out"
         )
+    if contents["source"] != source:
+        raise InputError(
+            f"cannot resume {path.parent}: it was started with another backbone, class list or other pictures; "
+            "use the same ones or another --out"
+        )
     state.model.load_state_dict(contents["model"])
+    state.model.eval()
     state.optimizer.load_state_dict(contents["optimizer"])
     state.epoch, state.history = contents["epoch"], contents["history"]

@@ -5,8 +5,9 @@ result = model.tag("street.jpg", classes=["car", "traffic light"])
 maps = model.segment("street.jpg")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,21 @@ class Tags:
 class Maps:
     """Where the names are, in the picture's own size and orientation."""
 
-    heatmaps: np.ndarray  # (C, H, W) float32, higher = more of the class; comparable between classes
     mask: np.ndarray  # (H, W) int32: 0 background, 1 + index into `classes`
     classes: tuple[str, ...]
+    grids: Tensor  # (C, h, w) float32, the maps on the backbone's grid
+    to_pixels: Callable[[Tensor], Tensor]
+    """Brings grids (k, h, w) to the picture's pixels (k, H, W)."""
+
+    @property
+    def heatmaps(self) -> np.ndarray:
+        """All maps (C, H, W) float32, higher = more of the class; large for large pictures, see `heatmap`."""
+        return self.to_pixels(self.grids).numpy()
+
+    def heatmap(self, name: str) -> np.ndarray:
+        """The map (H, W) float32 of one name."""
+        index = self.classes.index(name)
+        return self.to_pixels(self.grids[index : index + 1])[0].numpy()
 
 
 @dataclass(frozen=True)
@@ -66,12 +79,15 @@ class Unmixer:
         self._queries: dict[tuple[str, ...], Queries] = {}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "Unmixer":
-        """Load a RUN folder and the backbone that it names; raises InputError where either cannot be had."""
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", backbone_spec: str | None = None) -> "Unmixer":
+        """Load a RUN folder and its backbone; raises InputError where either cannot be had.
+
+        `backbone_spec` says where the backbone is now, if not where the run says; other weights are refused.
+        """
         run = load_run(Path(folder))
         preprocessing = run.identity.preprocessing
         backbone = build_backbone(
-            run.backbone_spec,
+            backbone_spec or run.backbone_spec,
             preprocessing.input_hw,
             mode=preprocessing.mode,
             dense=run.identity.dense,
@@ -84,6 +100,23 @@ class Unmixer:
     def classes(self) -> tuple[str, ...]:
         """The names that the model was trained on."""
         return self.run.classes
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which a name counts as present."""
+        return float(torch.sigmoid(torch.tensor(self.run.thresholds.tag)))
+
+    @property
+    def background(self) -> float:
+        """Map value under which a pixel is background.
+
+        Where the run had no masks to fit it on, the map value at which a class is as likely as not: the learned bias,
+        or 0 with the dual score.
+        """
+        fitted = self.run.thresholds.background
+        if fitted is not None:
+            return fitted
+        return float(self.run.model.bias) if self.run.model.config.score == "positive" else 0.0
 
     def untrained(self, classes: Sequence[str]) -> list[str]:
         """Return the names that the model was not trained on: their scores can be poor."""
@@ -109,6 +142,8 @@ class Unmixer:
         self, images: Sequence[Image.Image], classes: Sequence[str] | None = None, *, maps: bool = True
     ) -> list[Prediction]:
         """Tag and locate in a batch of RGB pictures, in one pass of the backbone."""
+        if isinstance(classes, str):
+            raise InputError(f"classes is the text {classes!r}; expected a list of names, such as [{classes!r}]")
         names = tuple(classes or self.run.classes)
         queries = self.queries(names)
         features = self.backbone.encode_pictures(images, batch_size=len(images))
@@ -151,9 +186,12 @@ class Unmixer:
         preprocess = self.backbone.preprocess
         present = logits >= self.run.thresholds.tag
         best = best_on_picture(maps, present, preprocess, grid_hw, image_hw)
-        mask = cut_background(best, self.run.thresholds.background)
-        heat = preprocess.grid_to_image(maps.T.reshape(len(names), *grid_hw), image_hw)
-        return Maps(heat.numpy(), mask, names)
+        return Maps(
+            mask=cut_background(best, self.background),
+            classes=names,
+            grids=maps.T.reshape(len(names), *grid_hw),
+            to_pixels=partial(preprocess.grid_to_image, image_hw=image_hw),
+        )
 
 
 def _open(image: str | Path | Image.Image) -> Image.Image:

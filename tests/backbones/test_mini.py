@@ -48,8 +48,8 @@ def test_it_says_which_word_it_does_not_know(mini):
     assert mini.unknown_words("a photo of a zebra") == ["zebra"]
     with pytest.raises(InputError, match="'zebra'"):
         mini.encode_texts(["a photo of a zebra"])
-    with pytest.raises(InputError, match="'person riding'"):
-        mini.require_known(["dog", "person riding"])
+    with pytest.raises(InputError, match="'bear', 'light'"):  # words of "teddy bear" and "traffic light", no names
+        mini.require_known(["dog", "bear", "light"])
 
 
 def test_it_knows_every_name_and_every_caption_template(mini):
@@ -60,7 +60,7 @@ def test_it_knows_every_name_and_every_caption_template(mini):
 
 def test_its_cut_token_table_gives_the_rows_of_clips_tokens():
     config = read_config()
-    tokenizer = MiniTokenizer(config["words"], config["token_ids"])
+    tokenizer = MiniTokenizer(config["words"], config["names"], config["token_ids"])
     from open_clip.tokenizer import SimpleTokenizer
 
     texts = ["a photo of a traffic light", "a fork, a knife and a cup"]

@@ -178,9 +178,14 @@ class FrozenClip(nn.Module):
         lookup = getattr(self.tokenizer, "unknown_words", None)
         return lookup(text) if lookup else []
 
+    def unknown_name(self, name: str) -> bool:
+        """Whether a class name is outside a closed vocabulary: a word of it, such as "light", is not yet a name."""
+        names = getattr(self.tokenizer, "names", None)
+        return bool(self.unknown_words(name)) or (names is not None and name not in names)
+
     def require_known(self, names: Sequence[str]) -> None:
         """Raise InputError that lists the class names which this backbone cannot know."""
-        unknown = [name for name in names if self.unknown_words(name)]
+        unknown = [name for name in names if self.unknown_name(name)]
         if unknown:
             raise InputError(
                 f"the backbone {self.identity.name} does not know {', '.join(map(repr, unknown))}: use names of "

@@ -91,6 +91,7 @@ def build_backbone(
         clip = build_mini(None)
     else:
         clip = _build_from_open_clip(spec, seed, last_stage_stride)
+    _require_device(device)
     stride = clip.identity.last_stage_stride
     if last_stage_stride not in (None, stride):
         fixed = "has no last stage" if stride is None else f"has its last stage at stride {stride}"
@@ -98,6 +99,17 @@ def build_backbone(
     size_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
     preprocess = replace(clip.preprocess, mode=mode, input_hw=size_hw or clip.input_hw)
     return clip.with_options(preprocess, dense).to(device)
+
+
+def _require_device(device: str | torch.device) -> None:
+    """Raise InputError unless this machine has the device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device {str(device)!r} cannot be used here ({reason}); expected cpu, or cuda with a GPU"
+        ) from None
 
 
 def list_backbones() -> list[BackboneListing]:

@@ -22,13 +22,18 @@ def load_data(spec: str, classes: Sequence[str] | None = None) -> Dataset:
         InputError: an unknown kind, or data that are not laid out as expected.
     """
     kind, colon, place = spec.partition(":")
-    if spec.partition("@")[0].partition("?")[0] == "scenes":
+    if is_scenes(spec):
         return _load_scenes(spec.removeprefix("scenes"), classes)
     loaders = kinds()
     if kind not in loaders or not colon or not place:
         layouts = "; ".join(layout for layout, _ in loaders.values())
         raise InputError(f"unknown data {spec!r}; expected one of: {layouts}")
     return loaders[kind][1](place, classes)
+
+
+def is_scenes(spec: str) -> bool:
+    """Whether a spec names the embedded world."""
+    return spec.partition("@")[0].partition("?")[0] == "scenes"
 
 
 def kinds() -> dict[str, tuple[str, Callable[[str, Sequence[str] | None], Dataset]]]:

@@ -28,7 +28,7 @@ CONTEXT_LENGTH = 24
 
 
 def read_config() -> dict[str, Any]:
-    """Return `model.json`: `embed_dim`, `vision_cfg`, `text_cfg`, `words` and `token_ids`."""
+    """Return `model.json`: `embed_dim`, `vision_cfg`, `text_cfg`, `words`, `names` and `token_ids`."""
     return json.loads(resources.files(__package__).joinpath("model.json").read_text(encoding="utf-8"))
 
 
@@ -44,7 +44,7 @@ def build_mini(image_size: int | None = None) -> FrozenClip:
     model.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
     side_px = image_size or INPUT_PX
     preprocess = Preprocessing("squash", (side_px, side_px), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-    tokenizer = MiniTokenizer(config["words"], config["token_ids"])
+    tokenizer = MiniTokenizer(config["words"], config["names"], config["token_ids"])
     return FrozenClip(model, tokenizer, preprocess, name="mini", tag="embedded")
 
 
@@ -63,11 +63,13 @@ class MiniTokenizer:
 
     Args:
         words: the words that pre-training captions contained.
+        names: the class names that they contained.
         token_ids: the rows of CLIP's table that were kept, ascending (so the end token stays the largest).
     """
 
-    def __init__(self, words: Sequence[str], token_ids: Sequence[int]) -> None:
+    def __init__(self, words: Sequence[str], names: Sequence[str], token_ids: Sequence[int]) -> None:
         self.words = frozenset(words)
+        self.names = frozenset(names)
         self.token_ids = torch.tensor(token_ids)
         self._bpe = SimpleTokenizer(context_length=CONTEXT_LENGTH)
 
