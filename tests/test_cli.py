@@ -17,6 +17,10 @@ RECOGNITION = {"map", "cf1", "of1", "cp", "cr", "op", "or", "per_class_ap", "n_c
 SEGMENTATION = {"miou", "pixel_accuracy", "per_class_iou", "background", "n_classes_scored"}
 
 
+CLIP = ("evaluate", "--task", "recognition", "--method", "clip", "--data")
+UNMIX = ("evaluate", "--task", "recognition", "--data", "scenes?n=4")
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Four scenes as files, and one file that is no picture."""
@@ -190,6 +194,67 @@ def test_segmentation_of_pictures_without_masks_is_refused(small_run, cli_run, t
     assert "has no masks" in ran.err
 
 
+def test_a_run_without_masks_still_leaves_background(photos, cli_run, tmp_path):
+    dataset = load_scenes("train", n=40)
+    lines = ["filepath,labels"]
+    for i, sample in enumerate(dataset.samples):
+        sample.load_image().save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'|'.join(dataset.classes[c] for c in np.flatnonzero(sample.labels))}")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    run = tmp_path / "run"
+    assert cli_run("train", "--data", f"table:{tmp_path / 'train.csv'}", "--out", run, "--set", "epochs=40").code == 0
+    assert read_json(run / "config.json")["thresholds"]["background"] is None
+    ran = cli_run("predict", "--model", run, "--out", tmp_path / "p", tmp_path / "0.png", "--masks")
+    assert "no masks to fit the background on" in ran.err
+    record = read_json(tmp_path / "p" / "predictions.json")["images"][0]
+    assert record["labels"]
+    assert 0 in np.unique(np.asarray(Image.open(tmp_path / "p" / record["mask"])))
+
+
+def test_pictures_are_never_both_fitted_on_and_evaluated_or_trained_on(small_run, cli_run, tmp_path):
+    fitted = cli_run(*CLIP, "scenes@test?n=8", "--fit-data", "scenes@test?n=4")
+    trained = cli_run("train", "--data", "scenes@val?n=8", "--val", "scenes@val?n=4", "--out", tmp_path / "r")
+    for ran in (fitted, trained):
+        assert ran.code == 2
+        assert "share 4 pictures" in ran.err
+    unnamed = cli_run(*CLIP, "scenes@val?n=8")
+    assert unnamed.code == 2
+    assert "--fit-data" in unnamed.err
+
+
+def test_training_without_a_split_uses_the_training_scenes(cli_run, tmp_path):
+    command = (
+        "train",
+        "--data",
+        "scenes?n=20",
+        "--val",
+        "scenes@val?n=20",
+        "--out",
+        tmp_path / "r",
+        "--set",
+        "epochs=1",
+    )
+    assert cli_run(*command).code == 0
+    assert read_json(tmp_path / "r" / "metrics.json")["data"].startswith("scenes@train")
+
+
+def test_a_class_list_restricts_the_classes_of_the_data(cli_run, tmp_path):
+    command = ("train", "--data", "scenes@train?n=60", "--val", "scenes@val?n=60", "--set", "epochs=1")
+    assert cli_run(*command, "--out", tmp_path / "r", "--classes", "dog,cat").code == 0
+    assert read_json(tmp_path / "r" / "config.json")["classes"] == ["cat", "dog"]
+    refused = cli_run(*command, "--out", tmp_path / "s", "--classes", "dog,unicorn")
+    assert refused.code == 2
+    assert "no class 'unicorn'" in refused.err
+
+
+def test_a_training_is_not_resumed_on_other_pictures(cli_run, tmp_path):
+    command = ("train", "--val", "scenes@val?n=20", "--out", tmp_path / "r", "--set", "epochs=1")
+    assert cli_run(*command, "--data", "scenes@train?n=20").code == 0
+    ran = cli_run(*command, "--data", "scenes@train?n=21", "--resume")
+    assert ran.code == 2
+    assert "other pictures" in ran.err
+
+
 @needs_shared
 def test_real_photos_train_evaluate_and_predict(cli_run, tmp_path):
     coco, run = SHARED / "coco96", tmp_path / "run"
@@ -261,10 +326,6 @@ def test_training_refuses_to_overwrite_a_run(small_run, cli_run):
     assert (small_run / "model.safetensors").read_bytes() == before
 
 
-CLIP = ("evaluate", "--task", "recognition", "--method", "clip", "--data")
-UNMIX = ("evaluate", "--task", "recognition", "--data", "scenes?n=4")
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -288,6 +349,7 @@ UNMIX = ("evaluate", "--task", "recognition", "--data", "scenes?n=4")
         (("analyze", "--text-features", "nowhere.npy", "--classes", "a,b"), "no text features"),
         (("train", "--data", "scenes@train?n=8", "--out", "x", "--set", "epoch=3"), "did you mean epochs"),
         (("train", "--data", "scenes@train?n=8", "--out", "x", "--config", "best"), "default, paper"),
+        (("train", "--data", "scenes@train?n=8", "--out", "x", "--device", "abacus"), "device 'abacus'"),
         (("predict", "--model", "nowhere", "--out", "x", "y.jpg"), "no folder nowhere"),
     ],
 )  # fmt: skip

@@ -12,12 +12,12 @@ from unmix_clip.evaluation.entanglement import cosine_matrix
 from unmix_clip.evaluator import Method
 from unmix_clip.files import make_folder, write_json, write_text, written_whole
 from unmix_clip.jobs import Trained, Workplace, entanglement_of, provenance
+from unmix_clip.provenance import versions
 from unmix_clip.report.figures import QueryRow, draw_curves, draw_matrices, draw_query_maps
 from unmix_clip.report.html import Report, png_bytes
 from unmix_clip.report.tables import align, percent
-from unmix_clip.runs import Run, save_run
+from unmix_clip.runs import save_run
 from unmix_clip.study import Measured, Sizes, Study, spread, stopwatch
-from unmix_clip.vocabulary import load_prompts
 
 SIZES = Sizes(train=3000, val=500, test=1000, unseen=500)
 QUERIES = 8
@@ -44,7 +44,8 @@ def run_demo(
     trained = [study.fit(config, seed) for seed in seeds]
     training_s = training.seconds
     for seed, one in zip(seeds, trained, strict=True):
-        _save(study, one, out / f"seed{seed}")
+        metrics = {"history": one.state.history, "thresholds": vars(one.thresholds), "versions": versions()}
+        save_run(one.as_run(study.place, study.train, "mini"), out / f"seed{seed}", metrics)
     rivals = study.rivals()
     plain = {rival.name: study.measure(rival, thresholds) for rival, thresholds in rivals}
     unmixed = [study.measure_trained(one, "unmix") for one in trained]
@@ -72,20 +73,6 @@ def run_demo(
     for line in _text_table(plain, unmixed):
         tell(line)
     return result
-
-
-def _save(study: Study, trained: Trained, folder: Path) -> None:
-    config = trained.state.model.config
-    run = Run(
-        model=trained.state.model,
-        classes=study.train.classes,
-        prompts=load_prompts(config.prompts),
-        backbone_spec="mini",
-        identity=study.place.backbone.identity,
-        thresholds=trained.thresholds,
-        data=study.train.spec,
-    )
-    save_run(run, folder, {"history": trained.state.history, "thresholds": vars(trained.thresholds)})
 
 
 def _by_method(

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmix_clip.backbones.clip import FrozenClip
-from unmix_clip.data.augment import augment
+from unmix_clip.data.augment import augment, augmentation_version
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
 from unmix_clip.files import make_folder, read_json, write_json, write_text
@@ -88,7 +89,7 @@ def store_features(
         "format": 1,
         "backbone": backbone.identity.compared(),
         "pictures": _digest(sample.digest for sample in dataset.samples),
-        "view": [view, seed] if view else 0,
+        "view": [view, seed, *augmentation_version()] if view else 0,
         "n": len(dataset.samples),
     }
     name = _digest([json.dumps(description, sort_keys=True)])[:32]
@@ -137,6 +138,13 @@ def _fill(
     write_json(folder / "meta.json", {**description, "grid_hw": grid_hw, "arrays": shapes})
     counter = folder / "done"
     done = int(counter.read_text()) if counter.exists() else 0
+    needed = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in shapes.values())
+    free = shutil.disk_usage(folder).free
+    if not done and needed > free:
+        raise InputError(
+            f"the features of {dataset.spec} need {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free; "
+            "name another folder (--cache) or use a smaller --image-size"
+        )
     mode: Literal["r+", "w+"] = "r+" if done else "w+"
     arrays = {
         name: np.memmap(folder / f"{name}.bin", dtype=np.dtype(dtype), mode=mode, shape=tuple(shape))

@@ -171,15 +171,7 @@ def train(
     trained = fit_model(
         place, config, dataset, place.bench(held_out), prompts, checkpoint=out / "checkpoint.pt", resume=resume
     )
-    run = Run(
-        model=trained.state.model.requires_grad_(False),
-        classes=dataset.classes,
-        prompts=prompts,
-        backbone_spec=backbone_spec,
-        identity=place.backbone.identity,
-        thresholds=trained.thresholds,
-        data=dataset.spec,
-    )
+    run = trained.as_run(place, dataset, backbone_spec)
     metrics = {
         **provenance(place, "train", dataset, config.seed),
         "protocol": "thresholds and validation figures on pictures that are not trained on",
@@ -204,6 +196,19 @@ class Trained:
     state: FitState
     thresholds: Thresholds
     texts: ClassTexts
+    prompts: Prompts
+
+    def as_run(self, place: Workplace, dataset: Dataset, backbone_spec: str) -> Run:
+        """Return it with everything that it needs to be saved and used."""
+        return Run(
+            model=self.state.model.requires_grad_(False),
+            classes=dataset.classes,
+            prompts=self.prompts,
+            backbone_spec=backbone_spec,
+            identity=place.backbone.identity,
+            thresholds=self.thresholds,
+            data=dataset.spec,
+        )
 
     @property
     def method(self) -> Unmix:
@@ -237,7 +242,7 @@ def fit_model(
         validate=validate,
         source=_fingerprint(place, dataset, val.dataset),
     )
-    return Trained(state, fit_thresholds(unmix_method(state.model, texts), val), texts)
+    return Trained(state, fit_thresholds(unmix_method(state.model, texts), val), texts, prompts)
 
 
 def _fingerprint(place: Workplace, dataset: Dataset, val: Dataset) -> str:

@@ -4,6 +4,7 @@ RandAugment (arXiv 1909.13719, torchvision's) and Cutout (arXiv 1708.04552) over
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -14,6 +15,15 @@ CUTOUT_SIDE = 0.5
 """Side of the square that Cutout blanks, as a share of the picture's sides; its centre may lie at the border."""
 CUTOUT_GREY = (124, 116, 104)
 """ImageNet's mean colour, RGB."""
+
+
+VERSION = 1
+"""To be raised when the same seed would give another view."""
+
+
+def augmentation_version() -> tuple[int, str]:
+    """Return what the views depend on beside their seed: this file's version and torchvision's."""
+    return VERSION, version("torchvision")
 
 
 def augment(image: Image.Image, seed: Sequence[int]) -> Image.Image:

@@ -76,10 +76,8 @@ def draw_query_maps(rows: Sequence[QueryRow]) -> Figure:
 
 def draw_curves(histories: dict[str, Sequence[dict[str, float]]]) -> Figure:
     """Draw the loss terms and the validation figures over the epochs, one line a run."""
-    keys = [
-        key for key in ("asl", "mfi", "val_map", "val_miou") if any(key in h for r in histories.values() for h in r)
-    ]
-    labels = {"asl": "asymmetric loss", "mfi": "MFI loss", "val_map": "validation mAP", "val_miou": "validation mIoU"}
+    keys = [key for key in ("asl", "mfi", "val_map") if any(key in h for r in histories.values() for h in r)]
+    labels = {"asl": "asymmetric loss", "mfi": "MFI loss", "val_map": "validation mAP"}
     figure = Figure(figsize=(3.2 * len(keys), 2.6))
     for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for name, history in histories.items():

@@ -39,10 +39,6 @@ class Report:
         """Start a section."""
         self.parts.append(f"<h2>{html.escape(text)}</h2>")
 
-    def paragraph(self, text: str) -> None:
-        """Add a paragraph."""
-        self.parts.append(f"<p>{html.escape(text)}</p>")
-
     def tiles(self, figures: Sequence[tuple[str, str, str]]) -> None:
         """Add headline figures: (what, before, after)."""
         cells = (

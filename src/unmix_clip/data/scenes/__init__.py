@@ -12,7 +12,7 @@ from PIL import Image
 
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.data.scenes.compose import compose_scene, draw_names, scene_rng
-from unmix_clip.data.scenes.world import load_world
+from unmix_clip.data.scenes.world import load_world, world_digest
 from unmix_clip.errors import InputError
 
 SPLIT_SIZES = {"train": 4000, "val": 1000, "test": 2000, "unseen": 1000}
@@ -67,7 +67,7 @@ def _sample(split: str, index: int, seed: int, size: int, classes: tuple[str, ..
 
     labels = np.zeros(len(classes), dtype=np.int8)
     labels[[classes.index(name) for name in draw()[1]]] = 1
-    recipe = f"scenes {GENERATOR_VERSION} {split} {index} {seed} {size}"
+    recipe = f"scenes {GENERATOR_VERSION} {world_digest()} {split} {index} {seed} {size}"
     return Sample(
         key=f"{split}/{index:06d}",
         labels=labels,

@@ -1,9 +1,11 @@
 """What the embedded world contains: names, glyphs, themes and companions, read once from `world.toml`."""
 
+import hashlib
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class World:
     def seen(self) -> tuple[str, ...]:
         """The names of the splits train, val and test, in class order."""
         return tuple(name for name in self.classes if name not in self.unseen)
+
+
+@cache
+def world_digest() -> str:
+    """Return a digest of what the pictures depend on beside the code: world.toml and the fonts' versions."""
+    text = resources.files(__package__).joinpath("world.toml").read_bytes()
+    fonts = [version(f"fonticon-{name}") for name in ("materialdesignicons7", "fontawesome6")]
+    return hashlib.sha256(text + " ".join(fonts).encode()).hexdigest()
 
 
 @cache
