@@ -34,16 +34,19 @@ def test_labels_and_masks_agree_with_pycocotools_on_every_photo(split):
             own = [a for a in annotations if a["category_id"] == category]
             single = any(not a["iscrowd"] for a in own)
             assert sample.labels[index] == (1 if single else -1 if own else 0)
-        covered = np.zeros(mask.shape, dtype=bool)
         for annotation in annotations:
             region = reference.annToMask(annotation).astype(bool)
-            covered |= region
             if not annotation["iscrowd"]:
                 value = categories.index(annotation["category_id"]) + 1
                 smaller = [a for a in annotations if not a["iscrowd"] and a["area"] <= annotation["area"]]
                 hidden = np.any([reference.annToMask(a) for a in smaller if a is not annotation] or [~region], axis=0)
                 assert (mask[region & ~hidden.astype(bool)] == value).all()
-        assert (mask[~covered] == 0).all()
+        crowds, instances = (np.zeros(mask.shape, dtype=bool) for _ in range(2))
+        for annotation in annotations:
+            kind = crowds if annotation["iscrowd"] else instances
+            kind |= reference.annToMask(annotation).astype(bool)
+        assert np.array_equal(mask == IGNORE, crowds & ~instances)
+        assert np.array_equal(mask == 0, ~crowds & ~instances)
         assert mask.shape == (sample.load_image().height, sample.load_image().width)
 
 
@@ -134,6 +137,8 @@ def test_selecting_classes_ignores_the_pixels_of_the_others(tiny):
         (lambda t: t["images"].append({**t["images"][0], "id": 2}), r"images\[0\] and \[1\] share the file_name"),
         (lambda t: t["images"][0].update(id=[1]), r"images\[0\]\.id is '\[1\]'; expected int"),
         (lambda t: t["categories"][1].update(name="dog"), r"categories\[0\] and \[1\] share the name 'dog'"),
+        (lambda t: t["categories"][1].update(name=" "), r"categories\[1\]\.name is empty"),
+        (lambda t: t["images"][0].update(file_name="x" * 300), "1 of 1 pictures are missing"),
         (lambda t: t["categories"][1].update(id=7), r"categories\[0\] and \[1\] share the id 7"),
         (lambda t: t["categories"].append("bird"), r"categories\[2\] is no object"),
         (lambda t: t["annotations"][1].update(area="48"), r"annotations\[1\]\.area is '48'; expected int or float"),
@@ -188,8 +193,27 @@ def test_a_picture_or_mask_of_another_size_is_told(tiny):
     sample = load_data(tiny(lambda t: t["images"][0].update(height=9))).samples[0]
     with pytest.raises(InputError, match=r"is \(6, 8\) .* say \(9, 8\)"):
         sample.load_image()
-    with pytest.raises(InputError, match="expected the same size"):
+    with pytest.raises(InputError, match=r"is \(6, 8\) .* say \(9, 8\)"):
         sample.load_mask()
+
+
+@pytest.mark.parametrize("height", [9, -6, 10**12])  # the last would ask for 29 TiB
+def test_polygons_alone_do_not_hide_that_a_picture_has_another_size(tiny, height):
+    def change(table):
+        table["annotations"].pop()  # the crowd, whose run lengths tell their own size
+        table["images"][0].update(height=height)
+
+    with pytest.raises(InputError, match=rf"is \(6, 8\) .* say \({height}, 8\); expected the same size"):
+        load_data(tiny(change)).samples[0].load_mask()
+
+
+def test_a_mask_fits_a_photo_that_is_stored_turned(tiny, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 8)).save(tmp_path / "val" / "a.png", exif=exif)
+    sample = load_data(tiny()).samples[0]
+    assert sample.load_mask().shape == (6, 8)
+    assert sample.load_image().size == (8, 6)
 
 
 def test_a_file_that_is_not_json_and_a_missing_split_are_told(tiny, tmp_path):

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unmix_clip.data.images import image_digest, list_images, load_image, load_mask_png
+from unmix_clip.data.images import image_digest, list_images, load_image, load_image_hw, load_mask_png
 from unmix_clip.data.samples import IGNORE
 from unmix_clip.errors import InputError
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -35,6 +39,12 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     tiff = tmp_path / "photo.tif"
     Image.fromarray(np.ascontiguousarray(stored)).save(tiff, exif=exif)
     assert np.array_equal(np.asarray(load_image(tiff)), upright)
+    jpeg, webp = tmp_path / "photo.jpg", tmp_path / "photo.webp"
+    for lossy in (jpeg, webp):
+        Image.fromarray(np.ascontiguousarray(stored)).save(lossy, exif=exif)
+        assert np.abs(np.asarray(load_image(lossy), dtype=int) - upright).mean() < 8
+    for each in (file, tiff, jpeg, webp):
+        assert load_image_hw(each) == upright.shape[:2]
 
 
 def test_a_photo_with_broken_exif_data_is_still_read(tmp_path):
@@ -81,11 +91,27 @@ def test_16_bit_greys_are_scaled_by_their_depth(tmp_path):
 def test_a_dark_16_bit_picture_is_not_taken_for_8_bit(tmp_path):
     Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
     assert np.asarray(load_image(tmp_path / "dark.png")).max() == 1
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 200, 100))  # Pillow opens it as 32-bit
+    assert np.asarray(load_image(tmp_path / "dark.pgm")).max() == 1
 
 
-def test_floating_point_pictures_are_refused_as_their_range_is_unknown(tmp_path):
-    Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32)).save(tmp_path / "depth.tif")
-    with pytest.raises(InputError, match="floating-point pixels of unknown range"):
+def test_the_transparent_value_of_a_16_bit_grey_is_white(tmp_path):
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"tRNS", struct.pack(">H", 0)),
+        (b"IDAT", zlib.compress(struct.pack(">BHH", 0, 0, 257))),
+    )
+    (tmp_path / "clear.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*c) for c in (*chunks, (b"IEND", b"")))
+    )
+    assert np.asarray(load_image(tmp_path / "clear.png"))[0, :, 0].tolist() == [255, 1]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
+def test_pictures_of_unknown_range_are_refused(tmp_path, dtype, kind):
+    Image.fromarray(np.full((2, 2), 7, dtype=dtype)).save(tmp_path / "depth.tif")
+    with pytest.raises(InputError, match=f"{kind} pixels of unknown range"):
         load_image(tmp_path / "depth.tif")
 
 
@@ -127,15 +153,30 @@ def test_a_truncated_jpeg_is_told(tmp_path):
 
 
 def test_a_huge_picture_is_refused_from_its_header(tmp_path):
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     for side, told in ((11_000, "11000 x 11000 pixels; expected at most 100,000,000"), (60_000, "scale it down")):
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         file = tmp_path / f"{side}.png"
-        file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+        file.write_bytes(
+            b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+        )
         with pytest.raises(InputError, match=told):
             load_image(file)
+        with pytest.raises(InputError, match=told):
+            load_image_hw(file)
+
+
+def test_a_decoder_that_asks_for_too_much_memory_is_told(tmp_path, monkeypatch):
+    # What a JPEG 2000 file with a damaged tile size makes Pillow's decoder raise (found by changing random bytes).
+    file = tmp_path / "photo.png"
+    Image.new("RGB", (4, 4)).save(file)
+
+    def exhausted(self):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", exhausted)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", exhausted)
+    with pytest.raises(InputError, match=r"photo\.png needs more memory than there is"):
+        load_image(file)
 
 
 def test_a_missing_file_and_a_file_that_is_no_picture_are_told(tmp_path):
@@ -165,12 +206,16 @@ def test_folders_globs_and_files_are_listed_once_in_order(tmp_path):
 
 
 def test_one_file_by_two_paths_is_one_picture_and_hidden_files_are_none(tmp_path, monkeypatch):
-    for name in ("a.jpg", "._a.jpg", "sub/b.jpg"):
+    for name in ("a.jpg", "._a.jpg", "sub/b.jpg", ".thumbnails/a.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     found = list_images(["a.jpg", tmp_path / "a.jpg", "sub/../a.jpg", tmp_path])
     assert sorted(file.name for file in found) == ["a.jpg", "b.jpg"]
+    with pytest.raises(InputError, match="no pictures at xxx"):
+        list_images(["x" * 300])
+    monkeypatch.chdir(tmp_path / ".thumbnails")
+    assert list_images([tmp_path / ".thumbnails"])  # a hidden folder that is named outright is not left out
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path):

@@ -41,12 +41,21 @@ def test_masks_of_a_table_are_read(table):
     assert (dataset.samples[0].load_mask() == 1).all()
 
 
+def test_a_mask_of_another_size_than_its_picture_is_told(table, tmp_path):
+    Image.new("L", (5, 4), 1).save(tmp_path / "wide.png")
+    sample = load_data(table("filepath,labels,mask\na.png,dog,wide.png\n")).samples[0]
+    with pytest.raises(InputError, match=r"wide\.png is \(4, 5\), its picture \(4, 4\)"):
+        sample.load_mask()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("file,labels\na.png,dog\n", "no column filepath"),
         ("filepath,labels\n", "no rows"),
         ("filepath,labels\nz.png,dog\n", "row 2: no picture"),
+        (f"filepath,labels\n{'x' * 300}.png,dog\n", "row 2: no picture"),
+        (f"filepath,labels\na.png,{'[' * 100_000}\n", "row 2: labels .* are no JSON list"),
         ("filepath,labels\na.png,dog,more\n", "row 2 has another number of cells"),
         ("filepath,labels\na.png,dog\na.png,cat\n", "rows 2 and 3: a.png stands twice"),
         ("filepath,labels\na.png,dog||cat\n", "row 2: labels 'dog||cat' contain an empty name"),
@@ -94,6 +103,8 @@ def test_a_split_that_is_not_there_is_told(table):
         load_data(table("filepath,labels\na.png,dog\n") + "@val")
     with pytest.raises(InputError, match="it has train"):
         load_data(table("filepath,labels,split\na.png,dog,train\n") + "@val")
+    with pytest.raises(InputError, match=r"it has \(empty\)"):
+        load_data(table("filepath,labels,split\na.png,dog,\n") + "@val")
 
 
 def test_a_folder_gives_pictures_without_labels(table, tmp_path):
@@ -129,3 +140,10 @@ def test_a_missing_or_empty_folder_is_told(tmp_path):
         load_data(f"folder:{tmp_path / 'gone'}")
     with pytest.raises(InputError, match="no pictures at"):
         load_data(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "~nobody-of-this-name/photos"])
+def test_a_place_that_no_file_can_have_is_told_by_every_kind(place):
+    for kind, told in (("folder", "no folder"), ("coco", "no folder"), ("table", "no table")):
+        with pytest.raises(InputError, match=told):
+            load_data(f"{kind}:{place}@train")

@@ -69,3 +69,5 @@ def test_prompts_are_fixed_and_have_one_place_for_the_name():
         load_prompts("mine")
     with pytest.raises(InputError, match="2 places"):
         Prompts("a {} {}", "no {}")
+    with pytest.raises(InputError, match="0 places"):
+        fill("a photo", ["dog"])

@@ -15,9 +15,11 @@ from unmix_clip.data.samples import IGNORE
 from unmix_clip.features import FeatureStore
 from unmix_clip.method.scoring import Scores, pool_top
 
-EPOCHS = 10
+EPOCHS = 15
 BATCH = 4096
-LR = 3e-3
+LR = 1e-2
+INPUT_SCALE = 10.0
+"""Stored features are unit vectors; without a scale the logits would take very long to become sharp."""
 POOL_SHARE = 0.1
 
 
@@ -31,7 +33,7 @@ class PixelProbe:
     @torch.no_grad()
     def score(self, patches: Tensor, pooled: Tensor, valid: Tensor | None) -> Scores:
         """Score stored features; maps are class probabilities, background left out."""
-        maps = torch.softmax(self.head(patches), dim=-1)[..., 1:]
+        maps = torch.softmax(self.head(INPUT_SCALE * patches), dim=-1)[..., 1:]
         return Scores(pool_top(maps, valid, POOL_SHARE), maps)
 
 
@@ -56,7 +58,7 @@ def train_pixel_probe(store: FeatureStore, cells: np.ndarray, n_classes: int, se
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(locations), generator=generator).split(BATCH):
-            loss = F.cross_entropy(head(locations[rows].float()), targets[rows])
+            loss = F.cross_entropy(head(INPUT_SCALE * locations[rows].float()), targets[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

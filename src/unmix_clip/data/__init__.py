@@ -1,5 +1,6 @@
 """Where pictures and labels come from: `load_data(spec)` reads any kind of data set into a `Dataset`."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,10 @@ def kinds() -> dict[str, tuple[str, Callable[[str, Sequence[str] | None], Datase
     }
 
 
+def _path(place: str) -> Path:
+    return Path(os.path.expanduser(place))  # Path.expanduser would raise for a ~user who does not exist
+
+
 def _load_scenes(rest: str, classes: Sequence[str] | None) -> Dataset:
     from unmix_clip.data.scenes import load_scenes
 
@@ -67,23 +72,23 @@ def _load_coco(place: str, classes: Sequence[str] | None) -> Dataset:
     root, at, split = place.rpartition("@")
     if not at or not split:
         raise InputError(f"coco:{place} names no split; expected {LAYOUT}")
-    return load_coco(Path(root).expanduser(), split)
+    return load_coco(_path(root), split)
 
 
 def _load_table(place: str, classes: Sequence[str] | None) -> Dataset:
     from unmix_clip.data.tables import load_table
 
     file, at, split = place.rpartition("@")
-    if not at or Path(place).expanduser().is_file():  # an @ may also belong to the path
-        return load_table(Path(place).expanduser(), None, classes)
-    return load_table(Path(file).expanduser(), split, classes)
+    if not at or os.path.isfile(_path(place)):  # an @ may also belong to the path
+        return load_table(_path(place), None, classes)
+    return load_table(_path(file), split, classes)
 
 
 def _load_folder(place: str, classes: Sequence[str] | None) -> Dataset:
     from unmix_clip.data.images import image_digests, list_images, load_image
 
-    root = Path(place).expanduser()
-    if not root.is_dir():
+    root = _path(place)
+    if not os.path.isdir(root):
         raise InputError(f"no folder {place}; expected {FOLDER_LAYOUT}")
     paths = list_images([root])
     samples = [

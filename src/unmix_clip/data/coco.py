@@ -5,6 +5,7 @@ picture: it is there, but no single object is marked. Pictures without objects a
 on top of larger ones, and crowd regions under all of them are IGNORE.
 """
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from unmix_clip.data.images import image_digests, load_image
+from unmix_clip.data.images import image_digests, load_image, load_image_hw
 from unmix_clip.data.samples import IGNORE, Dataset, Sample
 from unmix_clip.errors import InputError
 from unmix_clip.files import read_json
@@ -36,10 +37,10 @@ UNIQUE = (("images", "id"), ("images", "file_name"), ("categories", "id"), ("cat
 
 def load_coco(root: Path, split: str) -> Dataset:
     """Read one split; raises InputError for anything that is missing or malformed."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir would raise for a name that is too long
         raise InputError(f"no folder {root}; expected {LAYOUT}")
     file = root / "annotations" / f"instances_{split}.json"
-    if not file.is_file():
+    if not os.path.isfile(file):
         there = sorted(p.name for p in file.parent.glob("instances_*.json")) if file.parent.is_dir() else []
         raise InputError(f"no annotation file {file}; expected {LAYOUT}; found {', '.join(there) or 'none'} there")
     table = _checked(read_json(file, "COCO annotation file"), file)
@@ -54,7 +55,7 @@ def load_coco(root: Path, split: str) -> Dataset:
         annotations[annotation["image_id"]].append(annotation)
     images = sorted(table["images"], key=lambda image: image["id"])
     paths = [root / split / image["file_name"] for image in images]
-    if missing := [path for path in paths if not path.is_file()]:
+    if missing := [path for path in paths if not os.path.isfile(path)]:
         raise InputError(
             f"{len(missing)} of {len(paths)} pictures are missing, such as {missing[0]}; expected {LAYOUT}"
         )
@@ -90,6 +91,9 @@ def _checked(table: Any, file: Path) -> dict[str, list[dict[str, Any]]]:
         for i, entry in enumerate(table[part]):
             if (first := first_with.setdefault(entry[key], i)) != i:
                 raise InputError(f"{file}: {part}[{first}] and [{i}] share the {key} {entry[key]!r}; expected it once")
+    for i, category in enumerate(table["categories"]):
+        if not category["name"].strip():
+            raise InputError(f"{file}: categories[{i}].name is empty; expected a name")
     if not table["images"] or not table["categories"]:
         raise InputError(f"{file} lists no {'categories' if table['images'] else 'images'}; expected at least one")
     return table
@@ -98,23 +102,31 @@ def _checked(table: Any, file: Path) -> dict[str, list[dict[str, Any]]]:
 def _sample(
     image: dict[str, Any], path: Path, annotations: list[dict[str, Any]], index_of: dict[int, int], digest: str
 ) -> Sample:
-    image_hw = (image["height"], image["width"])
+    told_hw = (image["height"], image["width"])
     labels = np.zeros(len(index_of), dtype=np.int8)
     for crowd, value in ((True, -1), (False, 1)):  # an instance outweighs a crowd of the same class
         labels[[index_of[a["category_id"]] for a in annotations if bool(a["iscrowd"]) == crowd]] = value
 
+    def check(found_hw: tuple[int, int]) -> None:
+        if found_hw != told_hw:
+            raise InputError(
+                f"{path} is {found_hw} (rows, columns), its annotations say {told_hw}; expected the same size"
+            )
+
     def load_checked() -> Image.Image:
         picture = load_image(path)
-        if (picture.height, picture.width) != image_hw:
-            found = (picture.height, picture.width)
-            raise InputError(f"{path} is {found} (rows, columns), its annotations say {image_hw}; expected the same")
+        check((picture.height, picture.width))
         return picture
+
+    def load_mask() -> np.ndarray:
+        check(load_image_hw(path))  # polygons alone would fit a picture of any size
+        return draw_mask(annotations, index_of, told_hw)
 
     return Sample(
         key=image["file_name"],
         labels=labels,
         load_image=load_checked,
-        load_mask=lambda: draw_mask(annotations, index_of, image_hw),
+        load_mask=load_mask,
         digest=digest,
     )
 

@@ -1,7 +1,7 @@
 """The one image loader: whatever the file, an RGB picture as a person sees it, or one clear line.
 
-EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled by their depth. The number of
-pixels is read from the header before anything is decoded.
+EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled by their depth; those of
+unknown range (floating-point, 32-bit) are refused. The number of pixels is read from the header before decoding.
 """
 
 import glob
@@ -9,8 +9,9 @@ import hashlib
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,33 @@ TURNS = {
 }
 """From the stored picture to the displayed one, by EXIF orientation. Pillow's exif_transpose does the same, but writes
 the EXIF data anew, which fails for the broken ones of real cameras."""
+SWAPPING_TURNS = frozenset(
+    (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+)
+"""Those that make rows of columns."""
 PNG_IGNORE = 255
 """Mask value of files that counts for nothing (VOC, ADE20K, Cityscapes, ...)."""
 
 
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as RGB in its displayed orientation; raises InputError that names the file."""
+    with _opened(path, max_pixels) as file:
+        file.load()
+        return _to_rgb(_upright(file), path, file.format)
+
+
+def load_image_hw(path: str | Path) -> tuple[int, int]:
+    """Return the (rows, columns) of the picture that `load_image` gives, for most formats from the header alone."""
+    with _opened(path, MAX_PIXELS) as file:
+        if file.format == "TIFF":
+            file.load()  # Pillow turns these itself while it loads them
+        turned = _turn(file) in SWAPPING_TURNS
+        return (file.width, file.height) if turned else (file.height, file.width)
+
+
+@contextmanager
+def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture of no more than `max_pixels`; what Pillow raises in the block becomes an InputError."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of many pixels, where the cap below is stricter, and of broken EXIF data, which is skipped.
@@ -54,8 +76,7 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     raise InputError(
                         f"{path} has {width} x {height} pixels; expected at most {max_pixels:,}: scale it down first"
                     )
-                file.load()
-                return _to_rgb(_upright(file), path)
+                yield file
     except InputError:
         raise
     except FileNotFoundError:
@@ -68,29 +89,37 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise InputError(f"{path} has far more than {max_pixels:,} pixels, the most expected: scale it down") from None
     except UnidentifiedImageError:
         raise InputError(f"{path} is no picture that can be read; expected one of {', '.join(FORMATS)}") from None
+    except MemoryError:  # a damaged header can ask for any amount
+        raise InputError(f"{path} needs more memory than there is; replace the file or scale it down") from None
     except DECODER_ERRORS as error:
         raise InputError(f"{path} is damaged or truncated: {error}; replace the file") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; pictures whose EXIF is broken are taken as they are."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how to turn a picture upright; None where its EXIF is broken or says nothing."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except DECODER_ERRORS:
-        return image
-    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+        return None
+    return TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: str | Path, file_format: str | None) -> Image.Image:
     """Bring any mode to RGB."""
-    if image.mode == "F":
-        raise InputError(f"{path} has floating-point pixels of unknown range; expected 8 or 16 bits: convert it first")
-    if image.mode.startswith("I"):
+    if image.mode == "F" or (image.mode == "I" and file_format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise InputError(f"{path} has {kind} pixels of unknown range; expected 8 or 16 bits: convert it first")
+    if image.mode.startswith("I"):  # 16 bits; "I" is what PPM, and PNG in older Pillow, gives for them
         values = np.asarray(image, dtype=np.float64)
-        # I;16 says its depth; I has 32 bits for files of 16, so its values have to tell.
-        scale = 257 if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255) else 1
-        return Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8)).convert("RGB")
+        grey = np.clip(values / 257, 0, 255).round()
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[values == clear] = 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")
@@ -114,7 +143,7 @@ def image_digests(paths: Sequence[Path]) -> list[str]:
 
 
 def list_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the pictures of files, folders (with all below them, hidden files left out) and globs: sorted, each once.
+    """Return the pictures of files, folders (with all below them, but nothing hidden) and globs: sorted, each once.
 
     Raises:
         InputError: a path that does not exist, a folder or glob without pictures.
@@ -122,12 +151,12 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     found: dict[str, Path] = {}  # by absolute path, so that a.jpg and ../here/a.jpg are one picture
     for given in paths:
         path = Path(given)
-        if path.is_dir():
-            inside = [file for file in path.rglob("*") if _is_picture(file)]
-        elif path.is_file():
+        if os.path.isdir(path):  # Path.is_dir would raise for a name that is too long
+            inside = [file for file in path.rglob("*") if _is_picture(file, path)]
+        elif os.path.isfile(path):
             inside = [path]
         else:
-            inside = [Path(file) for file in glob.glob(str(given), recursive=True) if Path(file).is_file()]
+            inside = [Path(file) for file in glob.glob(str(given), recursive=True) if os.path.isfile(file)]
         if not inside:
             raise InputError(f"no pictures at {given}; expected a file, a folder with pictures, or a glob that matches")
         for file in inside:
@@ -135,8 +164,9 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _is_picture(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
 
 
 def load_mask_png(path: str | Path, expected_hw: tuple[int, int], n_classes: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unmix_clip.data.images import image_digests, load_image, load_mask_png
+from unmix_clip.data.images import image_digests, load_image, load_image_hw, load_mask_png
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
 
@@ -45,7 +45,7 @@ def load_table(file: Path, split: str | None = None, classes: Sequence[str] | No
             raise InputError(f"{file} has no column split; expected one to select {split!r}, or no @{split}")
         named = [entry for entry in named if entry[1]["split"] == split]
         if not named:
-            there = sorted({row["split"] for _, row in rows})
+            there = sorted({row["split"] or "(empty)" for _, row in rows})
             raise InputError(f"{file} has no rows of split {split!r}; it has {', '.join(there)}")
     digests = image_digests([_existing(file, number, row["filepath"], "picture") for number, row, _ in named])
     samples = [
@@ -72,7 +72,7 @@ def _refuse_duplicates(file: Path, rows: list[tuple[int, dict[str, str]]]) -> No
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, row) of every row, with the needed columns."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file would raise for a name that is too long
         raise InputError(f"no table at {file}; expected {LAYOUT}")
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
@@ -104,9 +104,9 @@ def parse_labels(cell: str, place: str) -> list[str]:
     if text.startswith("["):
         try:
             labels = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(
-                f'{place}: labels {text!r} are no JSON list ({error}); expected ["a", "b"] or a|b'
+                f'{place}: labels {text[:60]!r} are no JSON list ({error}); expected ["a", "b"] or a|b'
             ) from None
         if not all(isinstance(label, str) for label in labels):
             raise InputError(f'{place}: labels {text!r} are not all texts; expected ["a", "b"] or a|b')
@@ -120,7 +120,7 @@ def parse_labels(cell: str, place: str) -> list[str]:
 
 def _existing(file: Path, number: int, relative: str, what: str) -> Path:
     path = file.parent / relative
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{file} row {number}: no {what} at {path}; paths are relative to the table")
     return path
 
@@ -135,8 +135,7 @@ def _sample(
 
     def load_mask() -> np.ndarray:
         assert mask_path is not None
-        picture = load_image(path)
-        return load_mask_png(mask_path, (picture.height, picture.width), len(names))
+        return load_mask_png(mask_path, load_image_hw(path), len(names))
 
     return Sample(
         key=row["filepath"],

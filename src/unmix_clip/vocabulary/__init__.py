@@ -19,8 +19,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         for template in (self.positive, self.negative):
-            if template.count("{}") != 1:
-                raise InputError(f"prompt {template!r} has {template.count('{}')} places for a name; expected one {{}}")
+            _check_template(template)
 
 
 def load_prompts(name: str) -> Prompts:
@@ -32,8 +31,14 @@ def load_prompts(name: str) -> Prompts:
 
 
 def fill(template: str, names: Sequence[str]) -> list[str]:
-    """Return the template with each of the names in it."""
+    """Return the template, which has exactly one `{}`, with each of the names in it."""
+    _check_template(template)
     return [template.replace("{}", name) for name in names]
+
+
+def _check_template(template: str) -> None:
+    if template.count("{}") != 1:
+        raise InputError(f"prompt {template!r} has {template.count('{}')} places for a name; expected one {{}}")
 
 
 def coco_names() -> tuple[str, ...]:
