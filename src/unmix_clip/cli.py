@@ -61,7 +61,7 @@ def demo(
 
     chosen = [seed] if seed is not None else _numbers(seeds, "--seeds")
     result = run_demo(out, chosen, cache=cache, tell=_tell)
-    _emit(result, json_file)
+    _write(result, json_file)
     _tell(f"report: {out / 'report.html'}")
 
 
@@ -298,18 +298,24 @@ def _tell(text: str) -> None:
 
 
 def _emit(result: dict[str, Any], json_file: str | None, table: Sequence[dict[str, Any]] | None = None) -> None:
-    """Write the result as JSON where asked; else print a table or a summary to stdout."""
+    """Write the result as JSON where asked, and print a table or a summary unless stdout has the JSON."""
+    _write(result, json_file)
+    if json_file == "-":
+        return
+    from unmix_clip.report.tables import format_summary, format_table
+
+    print(format_table(table) if table else format_summary(result))
+
+
+def _write(result: dict[str, Any], json_file: str | None) -> None:
+    """Write the result as JSON to a file, or to stdout for "-"."""
     if json_file == "-":
         print(json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False))
-        return
-    if json_file:
+    elif json_file:
         from unmix_clip.files import make_folder, write_json
 
         make_folder(Path(json_file).parent)
         write_json(Path(json_file), result)
-    from unmix_clip.report.tables import format_summary, format_table
-
-    print(format_table(table) if table else format_summary(result))
 
 
 def _exit_3_if(failures: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 150,
+    "savefig.dpi": 110,
 }
 matplotlib.rcParams.update(STYLE)
 
