@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared, read_json
 from PIL import Image
+from support import SHARED, needs_shared, read_json
 
 from unmix_clip.data.scenes import load_scenes
 

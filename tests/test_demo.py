@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import read_json
+from support import read_json
 
 from unmix_clip.demo import run_demo
 from unmix_clip.runs import load_run

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
 from PIL import Image
 from pycocotools.coco import COCO
+from support import SHARED, needs_shared
 
 from unmix_clip.data import load_data
 from unmix_clip.data.coco import decode_region

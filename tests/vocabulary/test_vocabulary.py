@@ -1,7 +1,7 @@
 """Class lists and prompts."""
 
 import pytest
-from conftest import SHARED, needs_shared
+from support import SHARED, needs_shared
 
 from unmix_clip.errors import InputError
 from unmix_clip.vocabulary import Prompts, coco_names, fill, load_class_list, load_prompts
