@@ -18,7 +18,8 @@ figure { margin: 1rem 0 } img { max-width: 100%; height: auto; display: block }
 figcaption, small { color: var(--soft); font-size: .87rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 600; font-size: .87rem; white-space: normal }
+th:first-child, td:first-child { text-align: left }
+th { color: var(--soft); font-weight: 600; font-size: .87rem; white-space: normal }
 tr.ours td { font-weight: 650; background: #eef7f2 } .tiles { display: flex; flex-wrap: wrap; gap: 1rem }
 .tile { flex: 1 1 11rem; border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; background: #fff }
 .tile b { display: block; font-size: 1.5rem } .tile b span { color: var(--good) }
