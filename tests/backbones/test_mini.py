@@ -41,7 +41,9 @@ def test_it_is_an_ordinary_open_clip_model_with_a_fine_grid(mini):
 @torch.no_grad()
 def test_its_pooled_feature_is_open_clips_own(mini):
     pixels = torch.randn(2, 3, 128, 128)
-    torch.testing.assert_close(mini.encode_images(pixels).pooled, mini.model.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    expected = mini.model.encode_image(pixels)
+    found = mini.encode_images(pixels).pooled
+    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max() < 1e-5
 
 
 def test_it_says_which_word_it_does_not_know(mini):
