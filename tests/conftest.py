@@ -16,6 +16,12 @@ def feature_cache(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in every run, whichever tests are chosen."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def cli_run(capsys):
     """The command line with its output captured."""

@@ -18,6 +18,7 @@ LAYERS = (
     ("evaluator",),
     ("runs",),
     ("unmixer", "jobs"),
+    ("comparison",),
     ("report",),
     ("prediction", "study", "analysis", "doctor"),
     ("demo",),

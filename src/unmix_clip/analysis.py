@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from unmix_clip.backbones import build_backbone
+from unmix_clip.comparison import build_rivals
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.entanglement import cosine_matrix, reduction, text_entanglement
 from unmix_clip.evaluator import evaluate_cross_activation
 from unmix_clip.files import make_folder, written_whole
-from unmix_clip.jobs import Workplace, build_rivals, unmix_method
+from unmix_clip.jobs import Workplace, unmix_method
 from unmix_clip.provenance import versions
 from unmix_clip.report.figures import draw_matrices
-from unmix_clip.runs import load_run
 from unmix_clip.unmixer import Unmixer
 from unmix_clip.vocabulary import load_class_list, load_prompts
 
@@ -44,11 +44,12 @@ def analyze_classes(
         before, after, place, unmixed = _load_features(text_features), None, None, None
         run = None
     else:
-        run = load_run(model) if model else None
-        if run is not None and model is not None:
+        if model is not None:
             unmixer = Unmixer.from_pretrained(model)
+            run = unmixer.run
             place, prompts = Workplace(unmixer.backbone, cache, tell), run.prompts
         else:
+            run = None
             place, prompts = Workplace(build_backbone(backbone or "mini"), cache, tell), load_prompts(prompts_name)
         texts = place.texts(prompts, names)
         unmixed = None if run is None else unmix_method(run.model, texts)

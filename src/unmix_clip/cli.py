@@ -194,7 +194,7 @@ def compare(
     json_file: JsonOption = None,
 ) -> None:
     """Measure several methods in one run, in one table."""
-    from unmix_clip.jobs import METHODS, RIVALS
+    from unmix_clip.comparison import METHODS, RIVALS
 
     every = METHODS if model else RIVALS
     chosen = list(every) if methods == "all" else [name.strip() for name in methods.split(",")]
@@ -268,21 +268,23 @@ def _compare(
     skip_broken: bool,
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    from unmix_clip import jobs
-    from unmix_clip.runs import load_run
+    from unmix_clip import comparison
+    from unmix_clip.jobs import Workplace
+    from unmix_clip.runs import Run, load_run
     from unmix_clip.unmixer import Unmixer
 
     if task not in ("recognition", "segmentation"):
         raise InputError(f"--task is {task!r}; expected recognition or segmentation")
-    run = load_run(model) if model else None
-    if model and backbone is None and (image_size is not None or mode != "squash"):
-        raise InputError("--image-size and --mode come from the run of --model; leave them out")
-    if run is not None and model is not None and backbone is None:
-        built = Unmixer.from_pretrained(model, device).backbone
-        place = jobs.Workplace(built, cache, tell=_tell, skip_broken=skip_broken)
+    if model and backbone is None:
+        if image_size is not None or mode != "squash":
+            raise InputError("--image-size and --mode come from the run of --model; leave them out")
+        unmixer = Unmixer.from_pretrained(model, device)
+        run: Run | None = unmixer.run
+        place = Workplace(unmixer.backbone, cache, tell=_tell, skip_broken=skip_broken)
     else:
+        run = load_run(model) if model else None
         place = _workplace(backbone or "mini", image_size, mode, None, device, cache, skip_broken)
-    results = jobs.compare(place, data, task, methods, run=run, protocol=protocol, fit_data=fit_data, seed=seed)
+    results = comparison.compare(place, data, task, methods, run=run, protocol=protocol, fit_data=fit_data, seed=seed)
     return results, place.failures
 
 

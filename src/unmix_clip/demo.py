@@ -1,15 +1,17 @@
 """The demo: the product's whole argument, offline and on a CPU, in under three minutes."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from unmix_clip.backbones import build_backbone
 from unmix_clip.config import load_config
 from unmix_clip.evaluation.entanglement import cosine_matrix
-from unmix_clip.evaluator import Method
+from unmix_clip.evaluator import Method, Thresholds
 from unmix_clip.files import make_folder, write_json, write_text, written_whole
 from unmix_clip.jobs import Trained, Workplace, entanglement_of, provenance
 from unmix_clip.provenance import versions
@@ -17,7 +19,7 @@ from unmix_clip.report.figures import QueryRow, draw_curves, draw_matrices, draw
 from unmix_clip.report.html import Report, png_bytes
 from unmix_clip.report.tables import align, percent
 from unmix_clip.runs import save_run
-from unmix_clip.study import Measured, Sizes, Study, spread, stopwatch
+from unmix_clip.study import Measured, Sizes, Study, spread
 
 SIZES = Sizes(train=3000, val=500, test=1000, unseen=500)
 QUERIES = 8
@@ -36,13 +38,13 @@ def run_demo(
     out: Path, seeds: Sequence[int], *, cache: Path | None, tell: Callable[[str], None], sizes: Sizes = SIZES
 ) -> dict[str, Any]:
     """Measure, train over seeds, compare, draw; returns the demo's JSON, written to demo.json beside report.html."""
-    watch = stopwatch()
+    started = time.monotonic()
     make_folder(out)
     study = Study(sizes, Workplace(build_backbone("mini"), cache, tell))
     config = load_config("default")
-    training = stopwatch()
+    training = time.monotonic()
     trained = [study.fit(config, seed) for seed in seeds]
-    training_s = training.seconds
+    training_s = time.monotonic() - training
     for seed, one in zip(seeds, trained, strict=True):
         metrics = {"history": one.state.history, "thresholds": vars(one.thresholds), "versions": versions()}
         save_run(one.as_run(study.place, study.train, "mini"), out / f"seed{seed}", metrics)
@@ -50,7 +52,7 @@ def run_demo(
     plain = {rival.name: study.measure(rival, thresholds) for rival, thresholds in rivals}
     unmixed = [study.measure_trained(one, "unmix") for one in trained]
     unseen = {
-        **study.unseen_rivals(),
+        **study.unseen_rivals(rivals),
         "unmix": study.unseen_trained(trained[0]),
     }
     entanglement = entanglement_of(study.train.classes, trained[0].texts, trained[0].state.model)
@@ -67,8 +69,14 @@ def run_demo(
         "unseen": unseen,
         "training_seconds": training_s,
     }
-    result["artifacts"] = _write_report(out, study, trained, plain, unmixed, result)
-    result["seconds"] = watch.seconds
+    maskclip = next(fitted for fitted in rivals if fitted[0].name == "maskclip")
+    figures = _draw_figures(study, trained, *maskclip)
+    for name, figure in figures.items():
+        with written_whole(out / name) as temporary:
+            temporary.write_bytes(png_bytes(figure))
+    write_text(out / "report.html", _compose_report(study, trained, plain, unmixed, result, figures).render())
+    result["artifacts"] = ["report.html", "demo.json", *figures, *(f"seed{seed}" for seed in seeds)]
+    result["seconds"] = time.monotonic() - started
     write_json(out / "demo.json", result)
     for line in _text_table(plain, unmixed):
         tell(line)
@@ -106,25 +114,26 @@ def _best(plain: dict[str, Measured], key: str) -> tuple[str, float]:
     return name, plain[name].figures()[key]
 
 
-def _write_report(
-    out: Path,
+def _draw_figures(study: Study, trained: Sequence[Trained], plain: Method, thresholds: Thresholds) -> dict[str, Figure]:
+    """Draw the demo's figures, by file name; `plain` is the CLIP that the first seed's maps are shown beside."""
+    before = cosine_matrix(trained[0].texts.positive.numpy())
+    after = cosine_matrix(trained[0].method.queries.positive.numpy())
+    return {
+        "entanglement.png": draw_matrices(before, after, study.train.classes),
+        "queries.png": draw_query_maps(query_rows(study, trained[0], plain, thresholds)),
+        "training.png": draw_curves({f"seed {t.state.model.config.seed}": t.state.history for t in trained}),
+    }
+
+
+def _compose_report(
     study: Study,
     trained: Sequence[Trained],
     plain: dict[str, Measured],
     unmixed: Sequence[Measured],
     result: dict[str, Any],
-) -> list[str]:
-    """Draw the figures and the report; returns the files written, relative to `out`."""
-    before = cosine_matrix(trained[0].texts.positive.numpy())
-    after = cosine_matrix(trained[0].method.queries.positive.numpy())
-    figures = {
-        "entanglement.png": draw_matrices(before, after, study.train.classes),
-        "queries.png": draw_query_maps(query_rows(study, trained[0])),
-        "training.png": draw_curves({f"seed {t.state.model.config.seed}": t.state.history for t in trained}),
-    }
-    for name, figure in figures.items():
-        with written_whole(out / name) as temporary:
-            temporary.write_bytes(png_bytes(figure))
+    figures: dict[str, Figure],
+) -> Report:
+    """Put the report together: what was found first, what was run last."""
     ours, entanglement = spread(unmixed), result["entanglement"]
     report = Report(
         "unmix-clip demo",
@@ -181,23 +190,21 @@ def _write_report(
         f"unmix-clip demo --seeds {','.join(str(m.seed) for m in unmixed)}\n\n"
         f"{trained[0].state.model.config}\n\n{result['versions']}"
     )
-    write_text(out / "report.html", report.render())
-    return ["report.html", "demo.json", *figures, *(f"seed{m.seed}" for m in unmixed)]
+    return report
 
 
-def query_rows(study: Study, trained: Trained) -> list[QueryRow]:
+def query_rows(study: Study, trained: Trained, plain: Method, thresholds: Thresholds) -> list[QueryRow]:
     """Choose the first test scenes with three objects, one query each, with the maps of plain CLIP and of the model."""
-    plain, fitted = study.rivals(["maskclip"])[0]
-    low = (fitted.background, trained.thresholds.background)
+    low = (thresholds.background, trained.thresholds.background)
     bench, classes = study.test, study.test.dataset.classes
     wanted = [i for i, row in enumerate(bench.labels) if row.sum() == 3][:QUERIES]
     rows = []
-    maps_of = {method.name: dict(_maps_of(method, study, wanted)) for method in (plain, trained.method)}
+    maps_of = [dict(_maps_of(method, study, wanted)) for method in (plain, trained.method)]
     for number, index in enumerate(wanted):
         image = bench.dataset.samples[index].load_image()
         present = np.flatnonzero(bench.labels[index])
         asked = present[number % len(present)]
-        grids = [maps_of[name][index][:, asked].reshape(1, *bench.store.grid_hw) for name in ("maskclip", "unmix")]
+        grids = [maps[index][:, asked].reshape(1, *bench.store.grid_hw) for maps in maps_of]
         before, after = (bench.preprocess.grid_to_image(g, (image.height, image.width))[0].numpy() for g in grids)
         others = [classes[i] for i in present if i != asked]
         rows.append(QueryRow(image, classes[asked], others, before, after, low))

@@ -1,10 +1,10 @@
-"""What the commands do, as functions: set up, measure, train, compare. The command line and the demo call these."""
+"""Setting up and training, as functions: a backbone with its data, splits that do not overlap, a trained run."""
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,28 @@ import numpy as np
 import torch
 
 from unmix_clip.backbones.clip import FrozenClip
-from unmix_clip.baselines import training_free
-from unmix_clip.baselines.training_free import TrainingFree, build_training_free
 from unmix_clip.config import TrainConfig
 from unmix_clip.data import is_scenes, load_data
-from unmix_clip.data.samples import Dataset, Sample, label_matrix, select_classes, take
+from unmix_clip.data.samples import Dataset, label_matrix, match_classes, select_classes, take
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.entanglement import reduction, text_entanglement
 from unmix_clip.evaluation.metrics import mean_defined, per_class_ap
-from unmix_clip.evaluation.protocols import find_protocol
 from unmix_clip.evaluator import (
     Bench,
-    Method,
     Thresholds,
     Unmix,
-    evaluate_cross_activation,
-    evaluate_masks,
-    evaluate_tags,
-    fit_scale,
     fit_thresholds,
     tag_scores,
 )
 from unmix_clip.features import FeatureStore, store_features
 from unmix_clip.method.model import ClassTexts, UnmixModel
 from unmix_clip.provenance import versions
-from unmix_clip.runs import Run, require_backbone, save_run
-from unmix_clip.training import FitState, TrainingSet, fit, mean_location, mean_pooled
+from unmix_clip.runs import Run, save_run
+from unmix_clip.training import FitState, TrainingSet, fit
 from unmix_clip.vocabulary import Prompts, fill, load_prompts
 
 HELD_OUT = 0.1
 """Share of the training pictures that is held out for the thresholds where no validation data are named."""
-RIVALS = training_free.NAMES
-METHODS = ("unmix", *RIVALS)
 
 
 @dataclass
@@ -165,7 +155,7 @@ def train(
         dataset, held_out = hold_out(dataset, config.seed)
         place.tell(f"{len(held_out.samples)} of the training pictures are held out to fit the thresholds")
     else:
-        held_out = _same_classes(place.load(val), dataset)
+        held_out = match_classes(place.load(val), dataset)
         require_disjoint(held_out, dataset, "trained on")
     prompts = load_prompts(config.prompts)
     trained = fit_model(
@@ -268,104 +258,6 @@ def entanglement_of(classes: Sequence[str], texts: ClassTexts, model: UnmixModel
         return before
     after = text_entanglement(model.project_queries(texts).positive.numpy(), classes)
     return {**before, "after": after, "reduction": reduction(before, after)}
-
-
-def build_rivals(
-    names: Sequence[str], texts: ClassTexts, fitting: Bench, fit_scales: bool = True
-) -> list[TrainingFree]:
-    """Build training-free rivals; centres and softmax scales come from the fitting split."""
-    means = mean_location(fitting.store), mean_pooled(fitting.store)
-    built = [build_training_free(name, texts.positive, *means) for name in names]
-    return [fit_scale(rival, fitting) for rival in built] if fit_scales else built
-
-
-def compare(
-    place: Workplace,
-    data: str,
-    task: str,
-    methods: Sequence[str],
-    *,
-    run: Run | None = None,
-    protocol: str = "standard",
-    fit_data: str | None = None,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Evaluate methods on one data set, each from the same stored features; one result a method."""
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise InputError(f"unknown method {unknown[0]!r}; expected one of {', '.join(METHODS)}")
-    if "unmix" in methods and run is None:
-        raise InputError("method unmix needs a trained model: add --model RUN")
-    if run is not None:
-        require_backbone(run, place.backbone)
-    chosen = find_protocol(protocol)
-    dataset = place.load(data)
-    bench = place.bench(dataset)
-    rivals = [name for name in methods if name != "unmix"]
-    prompts = run.prompts if run else load_prompts("plain")
-    texts = place.texts(prompts, dataset.classes)
-    built: dict[str, tuple[Method, Thresholds]] = {}
-    fitting = _fitting_bench(place, data, fit_data, dataset) if rivals or fit_data else None
-    if run is not None and "unmix" in methods:
-        unmix = unmix_method(run.model, texts)
-        built["unmix"] = (unmix, fit_thresholds(unmix, fitting) if fitting and fit_data else run.thresholds)
-    if fitting:
-        for rival in build_rivals(rivals, texts, fitting):
-            built[rival.name] = (rival, fit_thresholds(rival, fitting))
-    results: list[dict[str, Any]] = []
-    for name in methods:
-        method, thresholds = built[name]
-        common = {**provenance(place, task, dataset, seed), "method": name}
-        if run is not None and name == "unmix":
-            common |= {"seed": run.model.config.seed, "trained_on": run.data, "config": run.model.config.to_dict()}
-        if task == "recognition":
-            figures = evaluate_tags(method, bench, thresholds, seed)
-            results.append({**common, "protocol": "average precision per class, all images", **figures})
-        else:
-            figures = evaluate_masks(method, bench, thresholds, [chosen])[chosen.name]
-            results.append({**common, "protocol": f"{chosen.name}: {chosen.note}", **figures})
-            results[-1]["entanglement"] = evaluate_cross_activation(method, bench)
-        if place.failures:
-            results[-1]["failures"] = place.failures
-    return results
-
-
-def _fitting_bench(place: Workplace, data: str, fit_data: str | None, dataset: Dataset) -> Bench:
-    spec = fit_data or default_fitting_split(data)
-    if spec is None:
-        raise InputError(
-            f"training-free methods fit their thresholds on other pictures than {data}: name them (--fit-data)"
-        )
-    fitting = _same_classes(place.load(spec), dataset)
-    require_disjoint(fitting, dataset, "evaluated")
-    return place.bench(fitting)
-
-
-def _same_classes(dataset: Dataset, wanted: Dataset) -> Dataset:
-    """Bring a data set's labels and masks to the class list of another; names that it lacks have no positives."""
-    if dataset.classes == wanted.classes:
-        return dataset
-    if not set(dataset.classes) & set(wanted.classes):
-        raise InputError(
-            f"{dataset.spec} and {wanted.spec} have no class name in common; expected the same kind of data"
-        )
-    dataset = select_classes(dataset, wanted.classes)
-    column = [dataset.classes.index(name) if name in dataset.classes else -1 for name in wanted.classes]
-    value = np.array([0, *(wanted.classes.index(name) + 1 for name in dataset.classes)], dtype=np.int32)
-
-    def bring(sample: Sample) -> Sample:
-        labels, load_mask = sample.labels, sample.load_mask
-        if labels is not None:
-            labels = np.array([labels[i] if i >= 0 else 0 for i in column], dtype=np.int8)
-        if load_mask is None:
-            return replace(sample, labels=labels)
-
-        def load_brought() -> np.ndarray:
-            mask = load_mask()
-            return np.where(mask < 0, mask, value[np.maximum(mask, 0)])
-
-        return replace(sample, labels=labels, load_mask=load_brought)
-
-    return replace(dataset, classes=wanted.classes, samples=[bring(sample) for sample in dataset.samples])
 
 
 def provenance(place: Workplace, task: str, dataset: Dataset, seed: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A study in the embedded world: recipes and rivals on the same scenes, over seeds. Demo and proof share it."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,8 @@ import numpy as np
 
 from unmix_clip.backbones import build_backbone
 from unmix_clip.baselines.pixel_probe import train_pixel_probe
+from unmix_clip.baselines.training_free import TrainingFree
+from unmix_clip.comparison import RIVALS, build_rivals
 from unmix_clip.config import TrainConfig
 from unmix_clip.data.samples import Dataset
 from unmix_clip.data.scenes import class_groups
@@ -25,10 +26,8 @@ from unmix_clip.evaluator import (
     picture_cells,
 )
 from unmix_clip.jobs import (
-    RIVALS,
     Trained,
     Workplace,
-    build_rivals,
     entanglement_of,
     fit_model,
     provenance,
@@ -107,7 +106,7 @@ class Study:
             activation=evaluate_cross_activation(method, bench),
         )
 
-    def rivals(self, names: Sequence[str] = RIVALS) -> list[tuple[Method, Thresholds]]:
+    def rivals(self, names: Sequence[str] = RIVALS) -> list[tuple[TrainingFree, Thresholds]]:
         """Build the training-free rivals, everything of theirs chosen on validation scenes."""
         return [(rival, fit_thresholds(rival, self.val)) for rival in build_rivals(names, self.plain_texts, self.val)]
 
@@ -124,15 +123,12 @@ class Study:
         entanglement = entanglement_of(self.train.classes, trained.texts, trained.state.model)
         return replace(measured, mean_cosine=entanglement["after"]["mean_cosine"])
 
-    def unseen_rivals(self) -> dict[str, dict[str, float]]:
-        """Return `unseen_figures` of every rival; centres and softmax scales come from validation scenes."""
+    def unseen_rivals(self, rivals: Sequence[tuple[TrainingFree, Thresholds]]) -> dict[str, dict[str, float]]:
+        """Return `unseen_figures` of the rivals; their centres and softmax scales are those of validation scenes."""
         texts = self.place.texts(load_prompts("plain"), self.unseen.dataset.classes)
-        scales = {rival.name: rival.scale for rival in build_rivals(RIVALS, self.plain_texts, self.val)}
-        rivals = [
-            replace(rival, scale=scales[rival.name])
-            for rival in build_rivals(RIVALS, texts, self.val, fit_scales=False)
-        ]
-        return {rival.name: self.unseen_figures(rival) for rival in rivals}
+        scales = {rival.name: rival.scale for rival, _ in rivals}
+        asked = build_rivals(list(scales), texts, self.val, fit_scales=False)
+        return {rival.name: self.unseen_figures(replace(rival, scale=scales[rival.name])) for rival in asked}
 
     def unseen_trained(self, trained: Trained) -> dict[str, float]:
         """Return `unseen_figures` of a trained recipe."""
@@ -174,20 +170,3 @@ def spread(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
         }
         for key, values in table.items()
     }
-
-
-def stopwatch() -> "Stopwatch":
-    """Start a stopwatch."""
-    return Stopwatch(time.monotonic())
-
-
-@dataclass(frozen=True)
-class Stopwatch:
-    """Seconds since a start."""
-
-    start: float
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.monotonic() - self.start

@@ -67,6 +67,34 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     return replace(dataset, classes=classes, samples=[select(sample) for sample in dataset.samples])
 
 
+def match_classes(dataset: Dataset, wanted: Dataset) -> Dataset:
+    """Bring a data set's labels and masks to the class list of another; names that it lacks have no positives."""
+    if dataset.classes == wanted.classes:
+        return dataset
+    if not set(dataset.classes) & set(wanted.classes):
+        raise InputError(
+            f"{dataset.spec} and {wanted.spec} have no class name in common; expected the same kind of data"
+        )
+    dataset = select_classes(dataset, wanted.classes)
+    column = [dataset.classes.index(name) if name in dataset.classes else -1 for name in wanted.classes]
+    value = np.array([0, *(wanted.classes.index(name) + 1 for name in dataset.classes)], dtype=np.int32)
+
+    def bring(sample: Sample) -> Sample:
+        labels, load_mask = sample.labels, sample.load_mask
+        if labels is not None:
+            labels = np.array([labels[i] if i >= 0 else 0 for i in column], dtype=np.int8)
+        if load_mask is None:
+            return replace(sample, labels=labels)
+
+        def load_brought() -> np.ndarray:
+            mask = load_mask()
+            return np.where(mask < 0, mask, value[np.maximum(mask, 0)])
+
+        return replace(sample, labels=labels, load_mask=load_brought)
+
+    return replace(dataset, classes=wanted.classes, samples=[bring(sample) for sample in dataset.samples])
+
+
 def take(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     """Return some of the pictures, in the given order."""
     return replace(dataset, samples=[dataset.samples[i] for i in rows])
