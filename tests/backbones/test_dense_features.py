@@ -11,12 +11,7 @@ import torch.nn.functional as F
 from tiny_models import TINY_CONFIGS, disturb
 
 from unmix_clip.backbones import FrozenClip, build_backbone
-from unmix_clip.backbones.dense import (
-    attention_pool,
-    keep_last_stage_at_stride_1,
-    modified_resnet_feature_map,
-    resize_position_embedding,
-)
+from unmix_clip.backbones.dense import encode_pixels, keep_last_stage_at_stride_1, resize_position_embedding
 
 SIZES = [(224, 224), (336, 336), (448, 448), (160, 288)]
 SIZES_STRIDE_32 = [(224, 224), (320, 320), (448, 448), (160, 288)]
@@ -235,10 +230,10 @@ def test_real_architectures_agree_with_open_clip_and_the_slow_references(name):
     assert_features_close(clip.encode_images(wide), *slow, rtol=1e-4)
 
 
-def test_attention_pool_is_differentiable_down_to_a_resized_position_embedding(tiny):
+def test_the_image_tower_is_differentiable_down_to_a_resized_position_embedding(tiny):
     visual = copy.deepcopy(tiny("RN").model.visual).requires_grad_(True)
-    out = attention_pool(visual.attnpool, modified_resnet_feature_map(visual, random_pixels((96, 160), batch=2)))
-    (out.pooled.square().sum() + out.dense.square().sum()).backward()
+    out = encode_pixels(visual, random_pixels((96, 160), batch=2), ["maskclip"])
+    (out.pooled.square().sum() + out.dense["maskclip"].square().sum()).backward()
     for parameter in (visual.attnpool.positional_embedding, visual.conv1.weight, visual.attnpool.q_proj.weight):
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0

@@ -1,6 +1,6 @@
 """`FrozenClip`: one adapter over every supported open_clip model; pictures and texts in, features out.
 
-It wraps the model as it is, runs the image tower once for pooled and dense features (`dense.py`), and never
+It wraps the model as it is, runs the image tower once for pooled and dense features (`dense/`), and never
 changes.
 """
 
@@ -16,8 +16,7 @@ from open_clip import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
 from unmix_clip.backbones.dense import (
-    DENSE_STRATEGIES,
-    DenseStrategy,
+    defined_strategies,
     encode_pixels,
     native_input_hw,
     total_stride,
@@ -53,7 +52,7 @@ class FrozenClip(nn.Module):
         preprocess: how pictures become pixels; its input size must suit the image tower.
         name: the architecture, for the identity.
         tag: where the weights came from, for the identity.
-        dense: name of the dense strategy.
+        dense: name of the dense strategy of `encode_images`, one of `dense_names`.
         weights_digest: the digest of the weights where it is known already, else computed.
     """
 
@@ -74,7 +73,7 @@ class FrozenClip(nn.Module):
         self.model = model.requires_grad_(False)
         super().train(False)
         self.tokenizer = tokenizer
-        self._strategy = _dense_strategy(dense, tower_family(model.visual), name)
+        _require_dense([dense], model.visual, name)
         self.preprocess = replace(preprocess, multiple_hw=_multiple_for(preprocess.input_hw, model.visual))
         self.identity = BackboneIdentity(
             name=name,
@@ -104,6 +103,11 @@ class FrozenClip(nn.Module):
         return self._grid_of(self.preprocess.canvas_hw)
 
     @property
+    def dense_names(self) -> tuple[str, ...]:
+        """The dense strategies that are defined for this family of image towers."""
+        return defined_strategies(self.model.visual)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are; pixels and tokens are brought there."""
         return next(self.model.parameters()).device
@@ -124,18 +128,30 @@ class FrozenClip(nn.Module):
             weights_digest=self.identity.weights_digest,
         )
 
-    @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Features:
-        """Encode pictures that `preprocess.to_pixels` made, in one pass of the image tower.
+        """Encode pictures with this backbone's own dense strategy; see `encode_dense`."""
+        return self.encode_dense(pixels, [self.identity.dense])[self.identity.dense]
+
+    @torch.no_grad()
+    def encode_dense(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Features]:
+        """Encode pictures that `preprocess.to_pixels` made by several dense strategies, in one pass of the image tower.
 
         Args:
             pixels: (B, 3, H, W) float32, normalised, of any size: what is missing to a multiple of the total stride
                 is filled up at the bottom and right with the mean colour; or tiles (B, T, 3, H, W), whose dense
                 features are put together to one grid and whose pooled feature is the mean of the L2-normalised
                 pooled features of the tiles.
+            names: strategies, some of `dense_names`.
+
+        Returns:
+            The features by strategy; `pooled` is the same in all.
+
+        Raises:
+            InputError: pixels of another kind or shape, a strategy that does not exist for this image tower.
         """
+        _require_dense(names, self.model.visual, self.identity.name)
         if pixels.ndim == 5:
-            return self._encode_tiles(pixels)
+            return self._encode_tiles(pixels, names)
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise InputError(
                 f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}, expected float32 (B, 3, H, W): "
@@ -145,8 +161,9 @@ class FrozenClip(nn.Module):
         multiple_hw = _multiple_for(size_hw, self.model.visual)
         missing = [-size % multiple for size, multiple in zip(size_hw, multiple_hw, strict=True)]
         whole = F.pad(pixels.to(self.device), (0, missing[1], 0, missing[0]))  # zero is the mean colour
-        encoded = encode_pixels(self.model.visual, whole, self._strategy)
-        return Features(encoded.pooled.float(), encoded.dense.float(), self._grid_of(whole.shape[-2:]))
+        encoded = encode_pixels(self.model.visual, whole, names)
+        pooled, grid_hw = encoded.pooled.float(), self._grid_of(whole.shape[-2:])
+        return {name: Features(pooled, patches.float(), grid_hw) for name, patches in encoded.dense.items()}
 
     def encode_pictures(self, images: Sequence[PIL.Image.Image], batch_size: int = 16) -> Features:
         """Preprocess and encode pictures, `batch_size` at a time."""
@@ -192,16 +209,11 @@ class FrozenClip(nn.Module):
                 "its own small vocabulary, or a CLIP with an open one (--backbone RN101:openai)"
             )
 
-    def _encode_tiles(self, pixels: Tensor) -> Features:
+    def _encode_tiles(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Features]:
         """(B, T, 3, H, W) -> features of the whole pictures."""
         if pixels.shape[1] != TILES**2:
             raise InputError(f"found {pixels.shape[1]} tiles a picture, expected {TILES**2} ({TILES} x {TILES})")
-        tiles = self.encode_images(pixels.flatten(0, 1))
-        rows, columns = tiles.grid_hw
-        patches = tiles.patches.unflatten(1, (rows, columns)).unflatten(0, (-1, TILES, TILES))
-        patches = patches.transpose(2, 3).flatten(1, 4)  # (B, T rows, h, T columns, w, D) -> (B, N, D)
-        pooled = F.normalize(tiles.pooled, dim=-1).unflatten(0, (-1, TILES**2)).mean(dim=1)
-        return Features(pooled, patches, (TILES * rows, TILES * columns))
+        return {name: _join_tiles(tiles) for name, tiles in self.encode_dense(pixels.flatten(0, 1), names).items()}
 
     def _grid_of(self, size_hw: Sequence[int]) -> tuple[int, int]:
         stride_hw = total_stride(self.model.visual)
@@ -213,17 +225,28 @@ def last_stage_stride(visual: nn.Module) -> int | None:
     return int(visual.layer4[0].stride) if tower_family(visual) == "modified_resnet" else None  # type: ignore
 
 
-def _dense_strategy(dense: str, family: str | None, name: str) -> DenseStrategy:
-    """Look a dense strategy up and see that it is defined for this family of towers."""
-    if family is None:
+def _join_tiles(tiles: Features) -> Features:
+    """Features of tiles (B * T) -> features of the whole pictures (B)."""
+    rows, columns = tiles.grid_hw
+    patches = tiles.patches.unflatten(1, (rows, columns)).unflatten(0, (-1, TILES, TILES))
+    patches = patches.transpose(2, 3).flatten(1, 4)  # (B, T rows, h, T columns, w, D) -> (B, N, D)
+    pooled = F.normalize(tiles.pooled, dim=-1).unflatten(0, (-1, TILES**2)).mean(dim=1)
+    return Features(pooled, patches, (TILES * rows, TILES * columns))
+
+
+def _require_dense(names: Sequence[str], visual: nn.Module, backbone: str) -> None:
+    """Raise InputError unless the image tower is supported and the dense strategies are defined for its family."""
+    defined = defined_strategies(visual)
+    if not defined:
         raise InputError(
-            f"the image tower of {name} is not supported: use a ModifiedResNet (RN50, RN101, ...), "
+            f"the image tower of {backbone} is not supported: use a ModifiedResNet (RN50, RN101, ...), "
             "a ViT (ViT-B-32, ...) or a SigLIP (ViT-B-16-SigLIP, ...)"
         )
-    fitting = [key for key, strategy in DENSE_STRATEGIES.items() if getattr(strategy, family) is not None]
-    if dense not in fitting:
-        raise InputError(f"dense strategy {dense!r} does not exist for {name}: choose one of {', '.join(fitting)}")
-    return DENSE_STRATEGIES[dense]
+    for name in names:
+        if name not in defined:
+            raise InputError(
+                f"dense strategy {name!r} does not exist for {backbone}: choose one of {', '.join(defined)}"
+            )
 
 
 def _multiple_for(size_hw: tuple[int, int], visual: nn.Module) -> tuple[int, int]:
