@@ -14,6 +14,9 @@ from unmix_clip.evaluation.entanglement import (
     CrossActivation,
     cell_labels,
     cosine_matrix,
+    neighbour_overlap,
+    order_correlation,
+    pairs_after,
     reduction,
     text_entanglement,
 )
@@ -248,3 +251,36 @@ def test_locations_of_a_hand_drawn_mask():
     truth = np.array([[1, 1, 0, 0], [1, 0, 0, 2], [3, 3, -1, -1], [3, 3, -1, 2]])
     assert cell_labels(truth, (2, 2), (8, 8), (8, 8)).tolist() == [1, 0, 3, -1]
     assert cell_labels(truth, (2, 2), (8, 4), (8, 8)).tolist() == [0, -1, 3, -1]
+
+
+def test_the_order_of_classes_is_compared_by_ranks_as_scipy_does():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal((12, 6))
+    after = before[:, :4] + 0.5 * rng.standard_normal((12, 4))
+    after[3] = after[7]  # equal cosines share their rank
+    pairs = [(i, j) for i in range(12) for j in range(i + 1, 12)]
+
+    def cosines(x):
+        return [x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in pairs]
+
+    expected = spearmanr(np.round(cosines(before), 12), np.round(cosines(after), 12)).statistic
+    assert order_correlation(before, after) == pytest.approx(expected, abs=1e-3)
+    assert order_correlation(before, 3 * before) == pytest.approx(1)
+    assert order_correlation(before, np.eye(12)) is None  # all cosines are 0: no order is left
+
+
+def test_the_nearest_names_that_are_kept_are_counted():
+    before = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
+    swapped = before[[0, 2, 1, 3]]
+    assert neighbour_overlap(before, before, k=1) == 1
+    assert neighbour_overlap(before, swapped, k=1) == 0
+    assert neighbour_overlap(before, swapped, k=9) == 1  # all others are neighbours
+
+
+def test_confusable_pairs_are_followed_through_the_projection():
+    features = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    before = text_entanglement(features, ["a", "b", "c"], top=2)
+    found = pairs_after(before, np.array([[1.0, 0, 0], [0, 1, 0], [0, 1, 0]]), ["a", "b", "c"])
+    assert found == [["a", "b", pytest.approx(0.8), 0], ["b", "c", pytest.approx(0.6), pytest.approx(1)]]

@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sklearn.metrics import average_precision_score, precision_score, recall_score
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.metrics import (
     average_precision,
+    eleven_point_ap,
     fit_threshold,
+    harmonic_mean,
     mean_defined,
     operating_point,
     per_class_ap,
+    top_k_f1,
     top1_in_scene,
 )
 
@@ -198,3 +201,54 @@ def test_top1_counts_pictures_with_an_object_and_leaves_unknown_classes_out():
 def test_top1_of_a_flat_score_is_chance_and_not_the_luck_of_the_first_class():
     labels = np.array([[1, 0, 0, 0], [0, 0, 1, 1]])
     assert top1_in_scene(np.zeros((2, 4)), labels) == pytest.approx((1 / 4 + 2 / 4) / 2)
+
+
+def devkit_ap(scores, labels):
+    """VOCap of the VOC2007 development kit, for distinct scores."""
+    order = np.argsort(-scores)
+    tp = np.cumsum(labels[order] == 1)
+    recall, precision = tp / tp[-1], tp / np.arange(1, len(tp) + 1)
+    total = 0.0
+    for t in np.arange(0, 1.1, 0.1):
+        above = precision[recall >= t - 1e-12]
+        total += (above.max() if len(above) else 0) / 11
+    return total
+
+
+def test_the_11_point_ap_is_the_devkits_and_leaves_unknown_labels_out():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.standard_normal((50, 4)), rng.choice([-1, 0, 1], (50, 4), p=[0.2, 0.6, 0.2])
+    labels[:, 3] = 0
+    found = eleven_point_ap(scores, labels)
+    for c in range(3):
+        known = labels[:, c] >= 0
+        assert found[c] == pytest.approx(devkit_ap(scores[known, c], labels[known, c]))
+    assert found[3] is None
+    assert eleven_point_ap(np.array([[0.9], [0.8], [0.1]]), np.array([[1], [0], [1]])) == [
+        pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    ]
+
+
+def test_top_k_f1_counts_the_k_highest_known_names_of_every_picture():
+    scores = np.array([[0.9, 0.8, 0.1, 0.7], [0.1, 0.2, 0.3, 0.9]])
+    labels = np.array([[1, 0, 1, -1], [0, 1, 1, 0]])
+    # said: a, b of the first (d is unknown); d, c of the second -> 2 of 4 said are right, 2 of 4 shown are found
+    assert top_k_f1(scores, labels, 2) == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    assert top_k_f1(scores, labels, 1) == {"precision": 0.5, "recall": 0.25, "f1": pytest.approx(1 / 3)}
+    assert top_k_f1(scores, np.zeros((2, 4), dtype=int), 2)["f1"] is None
+
+
+def test_top_k_f1_equals_scikit_learn_over_all_pairs():
+    rng = np.random.default_rng(1)
+    scores, labels = rng.standard_normal((40, 9)), rng.integers(0, 2, (40, 9))
+    said = scores >= np.sort(scores, axis=1)[:, -3:-2]
+    found = top_k_f1(scores, labels, 3)
+    assert found["precision"] == pytest.approx(precision_score(labels.ravel(), said.ravel()))
+    assert found["recall"] == pytest.approx(recall_score(labels.ravel(), said.ravel()))
+    assert found["f1"] == pytest.approx(f1_score(labels.ravel(), said.ravel()))
+
+
+def test_the_harmonic_mean_is_undefined_where_one_side_is():
+    assert harmonic_mean(0.5, 1.0) == pytest.approx(2 / 3)
+    assert harmonic_mean(0.0, 0.0) == 0
+    assert harmonic_mean(None, 1.0) is None

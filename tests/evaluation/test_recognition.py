@@ -9,7 +9,21 @@ from unmix_clip.errors import InputError
 from unmix_clip.evaluation.metrics import mean_defined, operating_point, per_class_ap
 from unmix_clip.evaluation.recognition import evaluate_recognition
 
-KEYS = ["map", "cf1", "of1", "cp", "cr", "op", "or", "per_class_ap", "n_classes_scored", "ci95", "threshold", "top1"]
+KEYS = [
+    "map",
+    "cf1",
+    "of1",
+    "cp",
+    "cr",
+    "op",
+    "or",
+    "per_class_ap",
+    "n_classes_scored",
+    "ci95",
+    "threshold",
+    "top1",
+    "map_11point",
+]
 
 
 def table():

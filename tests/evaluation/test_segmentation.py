@@ -69,7 +69,7 @@ def test_the_papers_figure_is_more_flattering_than_the_standard_on_the_same_mask
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_result_has_the_keys_of_the_interface_and_survives_json(protocol):
     result = evaluate(protocol)
-    assert set(result) == {"miou", "pixel_accuracy", "per_class_iou", "background", "n_classes_scored"}
+    assert set(result) == {"miou", "pixel_accuracy", "per_class_iou", "background", "n_classes_scored", "ci95"}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     empty = SegmentationEvaluator(PROTOCOLS[protocol], CLASSES).result()
     assert (empty["miou"], empty["pixel_accuracy"], empty["n_classes_scored"]) == (None, None, 0)
@@ -95,8 +95,29 @@ def test_a_mask_of_another_size_is_refused():
 def test_protocols_are_found_by_name_and_an_unknown_one_names_them_all():
     assert find_protocol("standard").background == "threshold"
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
-    with pytest.raises(InputError, match="standard, standard-objects, paper, paper-positive"):
+    with pytest.raises(
+        InputError, match="standard, standard-objects, sliding, sliding-names, sliding-objects, paper, paper-positive"
+    ):
         find_protocol("mmseg")
+
+
+def test_changes_of_a_protocol_stand_in_its_name():
+    changed = find_protocol("sliding,short_side_px=560,refinement=pamr,synonyms=true")
+    assert (changed.short_side_px, changed.refinement, changed.synonyms, changed.stride_px) == (560, "pamr", True, 112)
+    assert changed.name == "sliding,short_side_px=560,refinement=pamr,synonyms=true"
+    for text, told in (
+        ("sliding,zoom=2", "no 'zoom'"),
+        ("sliding,stride_px=far", "expected int"),
+        ("sliding,stride_px=300", "stride of 1 to the window"),
+        ("sliding,synonyms=maybe", "bool"),
+    ):
+        with pytest.raises(InputError, match=told):
+            find_protocol(text)
+
+
+def test_data_without_background_have_none_to_score():
+    assert find_protocol("standard").on(has_background=False).background == "ignored"
+    assert find_protocol("sliding-names").on(has_background=True).background == "names"
 
 
 def test_the_papers_protocols_say_that_they_compare_with_nothing():
@@ -104,7 +125,7 @@ def test_the_papers_protocols_say_that_they_compare_with_nothing():
 
 
 def test_a_protocol_with_an_unknown_rule_is_refused():
-    with pytest.raises(InputError, match="background is 'guess'; expected one of threshold, ignored"):
+    with pytest.raises(InputError, match="background is 'guess'; expected one of threshold, names, ignored"):
         Protocol("mine", "guess", True, "dataset")
     with pytest.raises(InputError, match="averaging"):
         Protocol("mine", "ignored", True, "best")

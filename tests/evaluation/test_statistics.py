@@ -2,11 +2,19 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, jaccard_score
 
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.metrics import mean_defined, per_class_ap
-from unmix_clip.evaluation.statistics import bootstrap_map, interval, paired_bootstrap, resampling_weights
+from unmix_clip.evaluation.statistics import (
+    bootstrap_map,
+    bootstrap_miou,
+    interval,
+    paired_bootstrap,
+    paired_bootstrap_masks,
+    per_class_differences,
+    resampling_weights,
+)
 
 
 def table(n=30, n_classes=6, seed=0, decimals=1):
@@ -105,3 +113,46 @@ def test_a_comparison_without_positives_is_undefined():
     scores, labels = np.zeros((4, 2)), np.zeros((4, 2), int)
     nothing = paired_bootstrap(scores, scores, labels, resamples=10)
     assert (nothing.difference, nothing.ci95, nothing.p) == (None, None, None)
+
+
+def counts_of(truths, predictions, values):
+    """Pixels right, said and shown of every value in every picture."""
+    return np.array(
+        [
+            [[((t == v) & (p == v)).sum() for v in range(values)], [(p == v).sum() for v in range(values)],
+             [(t == v).sum() for v in range(values)]]
+            for t, p in zip(truths, predictions, strict=True)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("with_background", [True, False])
+def test_resampled_miou_equals_repeating_the_pictures(with_background):
+    rng = np.random.default_rng(0)
+    truths, predictions = rng.integers(0, 4, (6, 30)), rng.integers(0, 4, (6, 30))
+    weights = resampling_weights(6, 5, seed=1)
+    found = bootstrap_miou(counts_of(truths, predictions, 4), weights, with_background)
+    for weight, miou in zip(weights.astype(int), found, strict=True):
+        t, p = (np.repeat(x, weight, axis=0).ravel() for x in (truths, predictions))
+        expected = jaccard_score(t, p, average="macro", labels=range(0 if with_background else 1, 4))
+        assert miou == pytest.approx(expected)
+
+
+def test_paired_masks_tell_a_better_method_from_an_equal_one():
+    rng = np.random.default_rng(0)
+    truths = rng.integers(0, 3, (40, 100))
+    worse = np.where(rng.random(truths.shape) < 0.5, truths, rng.integers(0, 3, truths.shape))
+    better = np.where(rng.random(truths.shape) < 0.1, truths, worse)
+    a, b = (counts_of(truths, p, 3) for p in (better, worse))
+    found = paired_bootstrap_masks(a, b)
+    assert found.ci95[0] <= found.difference <= found.ci95[1]
+    assert found.ci95[0] > 0
+    assert found.p == pytest.approx(2 / 1001)
+    same = paired_bootstrap_masks(b, b)
+    assert (same.difference, same.ci95, same.p) == (0, [0, 0], 1)
+
+
+def test_per_class_differences_name_what_gains_and_what_loses():
+    a, b = {"x": 0.9, "y": 0.2, "z": None, "w": 0.5}, {"x": 0.5, "y": 0.7, "z": 0.1, "w": 0.5}
+    found = per_class_differences(a, b)
+    assert found == {"gains": [["x", pytest.approx(0.4)]], "losses": [["y", pytest.approx(-0.5)]]}

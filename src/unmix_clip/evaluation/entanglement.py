@@ -63,6 +63,53 @@ def reduction(before: dict[str, Any], after: dict[str, Any]) -> float | None:
     return 1 - after["mean_cosine"] / before["mean_cosine"]
 
 
+def order_correlation(before: np.ndarray, after: np.ndarray) -> float | None:
+    """Return Spearman's rank correlation of all pairwise cosines before (C, D) and after (C, d) a projection.
+
+    1: classes are still ordered by meaning as they were; 0: that order is lost. None where one side has no order.
+    """
+    rows, columns = np.triu_indices(len(before), k=1)
+    ranks = [_mean_ranks(cosine_matrix(features)[rows, columns]) for features in (before, after)]
+    centred = [r - r.mean() for r in ranks]
+    norms = [float(np.linalg.norm(c)) for c in centred]
+    return float(centred[0] @ centred[1] / (norms[0] * norms[1])) if all(norms) else None
+
+
+def neighbour_overlap(before: np.ndarray, after: np.ndarray, k: int = 5) -> float:
+    """Return the mean share of each class's k nearest classes (by cosine) that a projection keeps."""
+    k = min(k, len(before) - 1)
+    kept = []
+    nearest = []
+    for features in (before, after):
+        cosines = cosine_matrix(features)
+        np.fill_diagonal(cosines, -np.inf)
+        nearest.append(np.argsort(-cosines, axis=1, kind="stable")[:, :k])
+    for a, b in zip(*nearest, strict=True):
+        kept.append(len(np.intersect1d(a, b)) / k)
+    return float(np.mean(kept))
+
+
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of every value, equal ones sharing their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def damage_to_meaning(before: np.ndarray, after: np.ndarray) -> dict[str, float | None]:
+    """Return how much of the order of classes by meaning a projection keeps."""
+    return {
+        "order_correlation": order_correlation(before, after),
+        "neighbour_overlap": neighbour_overlap(before, after),
+    }
+
+
+def pairs_after(before: dict[str, Any], after: np.ndarray, classes: Sequence[str]) -> list[list[Any]]:
+    """Return the most confusable pairs before as [a, b, cosine before, cosine after]."""
+    cosines, index = cosine_matrix(after), {name: i for i, name in enumerate(classes)}
+    return [[a, b, cosine, float(cosines[index[a], index[b]])] for a, b, cosine in before["top_pairs"]]
+
+
 def cell_labels(
     truth: np.ndarray, grid_hw: tuple[int, int], content_hw: tuple[int, int], canvas_hw: tuple[int, int]
 ) -> np.ndarray:

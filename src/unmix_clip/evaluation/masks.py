@@ -12,6 +12,9 @@ from torch import Tensor
 
 from unmix_clip.errors import InputError
 
+CLASSES_AT_ONCE = 32
+"""Maps that are held in the picture's own size at a time."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -37,15 +40,26 @@ def best_on_pixels(maps: Tensor, to_pixels: Callable[[Tensor], Tensor], allowed:
     """Return the best class of every pixel; only allowed maps are brought to the picture, which is what costs.
 
     Args:
-        maps: (C, h, w) on the grid.
-        to_pixels: brings maps (k, h, w) to the picture's pixels (k, H, W), such as `Preprocessing.grid_to_image`.
+        maps: (C, ...) on the grid, or on the grids of several windows.
+        to_pixels: brings maps (k, ...) to the picture's pixels (k, H, W), such as `Preprocessing.grid_to_image`; it is
+            asked for at most `CLASSES_AT_ONCE`, so that memory does not grow with the number of classes.
         allowed: (C,) bool, classes that may win; None = all.
     """
     chosen = torch.arange(len(maps)) if allowed is None else torch.nonzero(allowed)[:, 0]
     if len(chosen) == 0:
         return best_classes(to_pixels(maps[:1]), torch.zeros(1, dtype=torch.bool))
-    best = best_classes(to_pixels(maps[chosen]))
-    return Prediction(chosen[best.mask - 1] + 1, best.height)
+    best: Prediction | None = None
+    for classes in chosen.split(CLASSES_AT_ONCE):
+        found = best_classes(to_pixels(maps[classes]))
+        found = Prediction(classes[found.mask - 1] + 1, found.height)
+        if best is not None:  # of equal heights the lowest class wins, as in one maximum over all
+            higher = found.height > best.height
+            found = Prediction(
+                torch.where(higher, found.mask, best.mask), torch.where(higher, found.height, best.height)
+            )
+        best = found
+    assert best is not None, "at least one class is chosen"
+    return best
 
 
 def cut_background(best: Prediction, threshold: float | None) -> np.ndarray:

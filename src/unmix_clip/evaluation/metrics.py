@@ -58,6 +58,51 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
     return float(precision[positive].mean())
 
 
+def eleven_point_ap(scores: np.ndarray, labels: np.ndarray) -> list[float | None]:
+    """VOC2007's average precision of every class: mean of the highest precision at recall >= 0, 0.1, ..., 1.
+
+    As the devkit's VOCap (VOC2007 development kit, section 3.4.1), but tied scores count as one step.
+    """
+    check_scores(scores, labels)
+    found: list[float | None] = []
+    for s, y in zip(scores.T, labels.T, strict=True):
+        known = y >= 0
+        order, step_end = rank(s[known])
+        positive = y[known][order] == 1
+        if not positive.any():
+            found.append(None)
+            continue
+        hits = np.cumsum(positive)[step_end]
+        precision, recall = hits / (step_end + 1), hits / positive.sum()
+        levels = np.arange(11) / 10
+        found.append(float(np.mean([precision[recall >= level - 1e-12].max() for level in levels])))
+    return found
+
+
+def top_k_f1(scores: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float | None]:
+    """Precision, recall and F1 over all pairs where the k highest names of every picture count as said.
+
+    As zero-shot multi-label recognition reports them (arXiv 1604.04573; DualCoOp, arXiv 2206.09541, section 4.3). Names
+    of unknown label are never said; of tied scores the first names are.
+    """
+    check_scores(scores, labels)
+    true = labels == 1
+    if not true.any():
+        return {"precision": None, "recall": None, "f1": None}
+    ranked = np.argsort(-np.where(labels >= 0, scores.astype(float), -np.inf), axis=1, kind="stable")[:, :k]
+    said = np.zeros(labels.shape, dtype=bool)
+    np.put_along_axis(said, ranked, True, axis=1)
+    said &= labels >= 0
+    hit = float((said & true).sum())
+    precision, recall = hit / said.sum(), hit / true.sum()
+    return {"precision": precision, "recall": recall, "f1": float(_harmonic(precision, recall))}
+
+
+def harmonic_mean(a: float | None, b: float | None) -> float | None:
+    """Return 2ab / (a + b), 0 where both are 0; None where one is undefined."""
+    return None if a is None or b is None else float(_harmonic(a, b))
+
+
 def rank(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the order (n,) by falling score, and for each rank the last rank that has the same score (n,)."""
     order = np.argsort(-scores.astype(np.result_type(scores, np.float32)), kind="stable")

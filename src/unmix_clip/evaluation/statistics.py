@@ -4,7 +4,9 @@ Pictures are drawn with replacement; a resample is how often each was drawn, so 
 not once a resample.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,12 +69,30 @@ def interval(values: np.ndarray) -> list[float] | None:
     return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
 
 
+def bootstrap_miou(counts: np.ndarray, weights: np.ndarray, with_background: bool = True) -> np.ndarray:
+    """Return the data set mIoU of every resample of the pictures (resamples,) float64.
+
+    Args:
+        counts: (n, 3, K) pixels that are right, said and shown, of each of K values in each picture, background first.
+        weights: (resamples, n), see `resampling_weights`.
+        with_background: whether the first value is a class. Without it, pixels said to be background still count as
+            missed.
+    """
+    n, _, values = counts.shape
+    sums = (weights.astype(np.float64) @ counts.reshape(n, -1).astype(np.float64)).reshape(-1, 3, values)
+    hit, said, shown = sums[:, 0], sums[:, 1], sums[:, 2]
+    union = said + shown - hit
+    iou = np.divide(hit, union, out=np.full(union.shape, np.nan), where=union > 0)[:, 0 if with_background else 1 :]
+    scored = (~np.isnan(iou)).sum(1)
+    return np.divide(np.nansum(iou, 1), scored, out=np.full(len(iou), np.nan), where=scored > 0)
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """How much better one method is than another on the same pictures."""
 
     difference: float | None
-    """mAP of a minus mAP of b; None without positive labels."""
+    """Figure (mAP or mIoU) of a minus that of b; None where it is undefined."""
     ci95: list[float] | None
     """Central 95 % of the resampled differences, [low, high]."""
     p: float | None
@@ -92,12 +112,45 @@ def paired_bootstrap(
         seed: of the draws.
     """
     weights = resampling_weights(len(labels), resamples, seed)
-    maps = [mean_defined(per_class_ap(scores, labels)) for scores in (scores_a, scores_b)]
-    if maps[0] is None or maps[1] is None:
+    map_a, map_b = (mean_defined(per_class_ap(scores, labels)) for scores in (scores_a, scores_b))
+    if map_a is None or map_b is None:
         return PairedDifference(None, None, None)
-    differences = bootstrap_map(scores_a, labels, weights) - bootstrap_map(scores_b, labels, weights)
-    ci95 = interval(differences)
+    return _paired(map_a - map_b, bootstrap_map(scores_a, labels, weights) - bootstrap_map(scores_b, labels, weights))
+
+
+def paired_bootstrap_masks(
+    counts_a: np.ndarray,
+    counts_b: np.ndarray,
+    with_background: bool = True,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare the data set mIoU of two methods on the same resamples; counts as `bootstrap_miou` takes them."""
+    once = np.ones((1, len(counts_a)))
+    (miou_a,), (miou_b,) = (bootstrap_miou(counts, once, with_background) for counts in (counts_a, counts_b))
+    if np.isnan(miou_a) or np.isnan(miou_b):
+        return PairedDifference(None, None, None)
+    weights = resampling_weights(len(counts_a), resamples, seed)
+    a, b = (bootstrap_miou(counts, weights, with_background) for counts in (counts_a, counts_b))
+    return _paired(float(miou_a - miou_b), a - b)
+
+
+def _paired(difference: float, resampled: np.ndarray) -> PairedDifference:
+    """Put the interval and p of resampled differences (resamples,) beside the difference itself."""
+    ci95 = interval(resampled)
     if ci95 is None:
-        return PairedDifference(maps[0] - maps[1], None, None)
-    fewer = min((differences <= 0).sum(), (differences >= 0).sum())
-    return PairedDifference(maps[0] - maps[1], ci95, float(min(1.0, 2 * (fewer + 1) / (resamples + 1))))
+        return PairedDifference(difference, None, None)
+    fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    return PairedDifference(difference, ci95, float(min(1.0, 2 * (fewer + 1) / (len(resampled) + 1))))
+
+
+def per_class_differences(
+    a: Mapping[str, float | None], b: Mapping[str, float | None], top: int = 5
+) -> dict[str, list[list[Any]]]:
+    """Return the classes that `a` gains and loses most against `b`, as [name, difference]; undefined ones left out."""
+    pairs = [(name, a[name], b[name]) for name in a if name in b]
+    both = sorted((y - x, name) for name, x, y in pairs if x is not None and y is not None)  # losses of `a` last
+    return {
+        "gains": [[name, -loss] for loss, name in both[:top] if loss < 0],
+        "losses": [[name, -loss] for loss, name in both[: -top - 1 : -1] if loss > 0],
+    }

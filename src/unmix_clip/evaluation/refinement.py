@@ -1,0 +1,43 @@
+"""Maps that follow the picture's edges: Pixel-Adaptive Mask Refinement (Araslanov and Roth, arXiv 2005.08104).
+
+Upstream: visinf/1-stage-wseg, models/mods/pamr.py. Every pixel becomes the mean of its neighbours, weighted by how
+alike their colours are, several times over.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ITERATIONS = 10
+DILATIONS = (8, 16)
+"""Distances of the 8 neighbours in pixels; both as the training-free rivals use them (SCLIP, arXiv 2312.01597)."""
+SHARPNESS = 0.1
+"""Of the local standard deviation that a colour difference is divided by, upstream's."""
+
+
+def refine_pamr(
+    maps: Tensor, image: Tensor, iterations: int = ITERATIONS, dilations: tuple[int, ...] = DILATIONS
+) -> Tensor:
+    """Refine maps (C, H, W) to the edges of a picture (3, H, W) float -> (C, H, W); the border is replicated."""
+    around = _neighbours(image, dilations)  # (3, K, H, W)
+    spread = torch.cat([around, image[:, None].expand(-1, len(dilations), -1, -1)], dim=1).std(1, keepdim=True)
+    likeness = -(image[:, None] - around).abs() / (1e-8 + SHARPNESS * spread)
+    weights = torch.softmax(likeness.mean(0), dim=0)  # (K, H, W)
+    for _ in range(iterations):
+        maps = (_neighbours(maps, dilations) * weights).sum(1)
+    return maps
+
+
+def _neighbours(x: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    """Return the 8 neighbours of every pixel at each distance: (C, H, W) -> (C, 8 * distances, H, W)."""
+    height, width = x.shape[-2:]
+    found = []
+    for d in dilations:
+        padded = F.pad(x[None], [d] * 4, mode="replicate")[0]
+        found += [
+            padded[:, top : top + height, left : left + width]
+            for top in (0, d, 2 * d)
+            for left in (0, d, 2 * d)
+            if (top, left) != (d, d)
+        ]
+    return torch.stack(found, dim=1)
