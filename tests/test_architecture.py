@@ -12,15 +12,16 @@ PACKAGE = Path(unmix_clip.__file__).parent
 LAYERS = (
     ("errors",),
     ("files", "progress", "provenance", "config", "vocabulary"),
-    ("data", "method", "evaluation", "backbones", "baselines.training_free"),
-    ("features",),
+    ("data", "method", "evaluation", "backbones"),
+    ("baselines.training_free", "baselines.linear_probe", "baselines.dualcoop"),
+    ("features", "models", "texts"),
     ("training", "baselines"),
     ("evaluator",),
     ("runs",),
     ("unmixer", "jobs"),
     ("comparison",),
     ("report",),
-    ("prediction", "study", "analysis", "doctor"),
+    ("prediction", "study", "ablation", "reproduction", "analysis", "doctor"),
     ("demo",),
     ("cli",),
 )
@@ -30,7 +31,6 @@ WITHIN_GROUND = {
     "method": {"method"},
     "backbones": {"backbones"},
     "data": {"data"},
-    "baselines.training_free": {"method"},
 }
 
 

@@ -87,7 +87,7 @@ def test_compare_measures_every_method_in_one_table(small_run, cli_run, tmp_path
     )
     results = read_json(file)["results"]
     assert [r["method"] for r in results][:3] == ["unmix", "clip", "clip-softmax"]
-    assert len(results) == 9
+    assert len(results) == 14
     assert all(r.keys() >= COMMON | RECOGNITION for r in results)
     assert len([line for line in ran.out.splitlines() if "clip" in line or "unmix" in line]) >= 9
 
@@ -332,7 +332,7 @@ def test_training_refuses_to_overwrite_a_run(small_run, cli_run):
         ((*CLIP, "scenes?n=4", "--backbone", "RN5O:x"), "RN50"),
         ((*CLIP, "scenes?n=4", "--backbone", "RN50:openai"), "RN50"),
         ((*CLIP, "scenes@tset"), "train, val, test, unseen"),
-        ((*CLIP, "scenes?m=4"), "expected n=, seed= or size="),
+        ((*CLIP, "scenes?m=4"), "expected n=, seed=, size="),
         ((*CLIP, "picasa:x"), "coco:"),
         ((*CLIP, "coco:nowhere@val2017"), "no folder nowhere"),
         ((*CLIP, "table:nowhere.csv"), "no table at nowhere.csv"),
@@ -348,7 +348,7 @@ def test_training_refuses_to_overwrite_a_run(small_run, cli_run):
         (("analyze", "--classes", "dog"), "at least two"),
         (("analyze", "--text-features", "nowhere.npy", "--classes", "a,b"), "no text features"),
         (("train", "--data", "scenes@train?n=8", "--out", "x", "--set", "epoch=3"), "did you mean epochs"),
-        (("train", "--data", "scenes@train?n=8", "--out", "x", "--config", "best"), "default, paper"),
+        (("train", "--data", "scenes@train?n=8", "--out", "x", "--config", "best"), "default, dualcoop"),
         (("train", "--data", "scenes@train?n=8", "--out", "x", "--device", "abacus"), "device 'abacus'"),
         (("predict", "--model", "nowhere", "--out", "x", "y.jpg"), "no folder nowhere"),
     ],

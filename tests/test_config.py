@@ -61,7 +61,7 @@ def test_a_wrong_override_is_told_in_one_line(override, told):
 
 
 def test_an_unknown_recipe_names_the_known_ones():
-    with pytest.raises(InputError, match="default, paper"):
+    with pytest.raises(InputError, match="default, dualcoop, linear-probe, paper"):
         load_config("papper")
 
 

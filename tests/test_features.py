@@ -12,7 +12,7 @@ import unmix_clip.features as features_module
 from unmix_clip.backbones import build_backbone
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
-from unmix_clip.features import open_store, store_features
+from unmix_clip.features import open_store, store_dense, store_features
 
 
 class CountingClip:
@@ -24,9 +24,9 @@ class CountingClip:
     def __getattr__(self, name):
         return getattr(self.backbone, name)
 
-    def encode_images(self, pixels):
+    def encode_dense(self, pixels, names):
         self.encoded += len(pixels)
-        return self.backbone.encode_images(pixels)
+        return self.backbone.encode_dense(pixels, names)
 
 
 def pictures(n, seed=0):
@@ -102,24 +102,41 @@ def test_a_killed_run_continues_behind_the_last_flush_with_the_same_result(clip,
     monkeypatch.setattr(features_module, "FLUSH_EVERY", 1)
     data = pictures(7)
     whole = store_features(clip, data, cache=tmp_path / "whole", batch_size=2)
-    encode = clip.backbone.encode_images
+    encode = clip.backbone.encode_dense
 
-    def killed(pixels):
+    def killed(pixels, names):
         if clip.encoded >= 7 + 4:
             raise KeyboardInterrupt
-        return encode(pixels)
+        return encode(pixels, names)
 
     clip.encoded = 7
-    monkeypatch.setattr(clip.backbone, "encode_images", killed)
+    monkeypatch.setattr(clip.backbone, "encode_dense", killed)
     with pytest.raises(KeyboardInterrupt):
         store_features(clip, data, cache=tmp_path / "killed", batch_size=2)
     assert not [folder for folder in (tmp_path / "killed").iterdir() if folder.suffix != ".partial"]
-    monkeypatch.setattr(clip.backbone, "encode_images", encode)
+    monkeypatch.setattr(clip.backbone, "encode_dense", encode)
     clip.encoded = 0
     resumed = store_features(clip, data, cache=tmp_path / "killed", batch_size=2)
     assert clip.encoded < 7
     assert np.array_equal(resumed.patches, whole.patches)
     assert np.array_equal(resumed.pooled, whole.pooled)
+
+
+def test_several_dense_strategies_share_one_pass_and_what_is_stored_is_not_computed_again(clip, tmp_path):
+    data = pictures(6)
+    alone = store_features(clip, data, cache=tmp_path / "alone")
+    clip.encoded = 0
+    stores = store_dense(clip, data, ["maskclip", "naclip", "clearclip"], cache=tmp_path / "all")
+    assert clip.encoded == 6
+    assert np.array_equal(stores["maskclip"].patches, alone.patches)
+    assert not np.array_equal(stores["naclip"].patches, alone.patches)
+    assert np.array_equal(stores["naclip"].pooled, alone.pooled)
+    assert store_features(clip, data, cache=tmp_path / "all").folder == stores["maskclip"].folder
+    store_dense(clip, data, ["naclip", "sclip"], cache=tmp_path / "all")
+    assert clip.encoded == 12  # only sclip was missing
+    store_dense(clip, data, ["naclip", "sclip"], cache=tmp_path / "all")
+    assert clip.encoded == 12
+    assert not list((tmp_path / "all").glob("*.partial"))
 
 
 def test_augmented_views_differ_from_the_plain_one_and_are_the_same_again(clip, tmp_path):

@@ -10,10 +10,10 @@ import numpy as np
 from unmix_clip.backbones import build_backbone
 from unmix_clip.comparison import build_rivals
 from unmix_clip.errors import InputError
-from unmix_clip.evaluation.entanglement import cosine_matrix, reduction, text_entanglement
+from unmix_clip.evaluation.entanglement import cosine_matrix, text_entanglement
 from unmix_clip.evaluator import evaluate_cross_activation
 from unmix_clip.files import make_folder, written_whole
-from unmix_clip.jobs import Workplace, unmix_method
+from unmix_clip.jobs import Workplace, entanglement_after, learned_method
 from unmix_clip.provenance import versions
 from unmix_clip.report.figures import draw_matrices
 from unmix_clip.unmixer import Unmixer
@@ -52,7 +52,7 @@ def analyze_classes(
             run = None
             place, prompts = Workplace(build_backbone(backbone or "mini"), cache, tell), load_prompts(prompts_name)
         texts = place.texts(prompts, names)
-        unmixed = None if run is None else unmix_method(run.model, texts)
+        unmixed = None if run is None else learned_method(run.model, texts)
         before = texts.positive.numpy()
         after = None if unmixed is None else unmixed.queries.positive.numpy()
     result: dict[str, Any] = {
@@ -67,9 +67,8 @@ def analyze_classes(
         "versions": versions(),
         **text_entanglement(before, names, top),
     }
-    if after is not None:
-        result["after"] = text_entanglement(after, names, top)
-        result["reduction"] = reduction(result, result["after"])
+    if unmixed is not None:
+        result |= entanglement_after(result, texts, unmixed.queries.positive, names, top)
     if data is not None and place is not None:
         dataset = place.load(data)
         bench = place.bench(dataset)
@@ -78,7 +77,7 @@ def analyze_classes(
         result["n_images"] = len(dataset.samples)
         result["pictures"] = {"data": dataset.spec, "plain": evaluate_cross_activation(plain, bench)}
         if run is not None:
-            result["pictures"]["unmixed"] = evaluate_cross_activation(unmix_method(run.model, texts), bench)
+            result["pictures"]["unmixed"] = evaluate_cross_activation(learned_method(run.model, texts), bench)
     result["seconds"] = time.monotonic() - started
     if figure is not None:
         make_folder(figure.parent)

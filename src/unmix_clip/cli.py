@@ -31,10 +31,28 @@ StrideOption = Annotated[int | None, typer.Option("--last-stage-stride", help="1
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, ...: where the backbone runs.")]
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of stored features.")]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="A RUN folder of `train`.")]
-DataOption = Annotated[str, typer.Option("--data", help="scenes[@SPLIT], coco:ROOT@SPLIT, table:FILE.csv, folder:DIR.")]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help="KIND:PLACE@SPLIT?options: scenes, coco, voc2007, ade20k, table, ... (docs/data.md)."),
+]
+DenseOption = Annotated[
+    str, typer.Option("--dense", help="Dense features: maskclip, sclip, clearclip, naclip, sc-clip, clip-surgery.")
+]
+ModelsOption = Annotated[
+    list[Path] | None, typer.Option("--model", help="A RUN folder of `train`; again for more, such as other seeds.")
+]
+TrainDataOption = Annotated[
+    str | None, typer.Option("--train-data", help="What learned methods without a --model are trained on.")
+]
+SplitOption = Annotated[
+    str | None, typer.Option("--class-split", help="Seen and unseen classes: coco-48-17 or coco-65-15.")
+]
 TaskOption = Annotated[str, typer.Option("--task", help="recognition or segmentation.")]
-ProtocolOption = Annotated[str, typer.Option("--protocol", help="standard, standard-objects, paper or paper-positive.")]
-FitOption = Annotated[str | None, typer.Option("--fit-data", help="Where training-free methods fit their thresholds.")]
+ProtocolOption = Annotated[
+    str,
+    typer.Option("--protocol", help="standard, sliding, paper, ...; changes after commas: sliding,refinement=pamr."),
+]
+FitOption = Annotated[str | None, typer.Option("--fit-data", help="Where thresholds are fitted.")]
 SkipOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read.")]
 ClassesOption = Annotated[str | None, typer.Option("--classes", help="A file with one name a line, or a,b,c.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seeds everything random.")]
@@ -118,6 +136,8 @@ def train(
     val: Annotated[str | None, typer.Option("--val", help="Data for the thresholds; else a tenth is held out.")] = None,
     labels: Annotated[str, typer.Option(help="all: the labels of the data.")] = "all",
     classes: ClassesOption = None,
+    class_split: SplitOption = None,
+    dense: DenseOption = "maskclip",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     image_size: SizeOption = None,
     mode: ModeOption = "squash",
@@ -131,16 +151,18 @@ def train(
     from unmix_clip import jobs
     from unmix_clip.config import load_config
     from unmix_clip.files import make_folder
-    from unmix_clip.vocabulary import load_class_list
+    from unmix_clip.vocabulary import load_class_list, load_class_split
 
     if labels != "all":
         raise InputError(f"--labels is {labels!r}; this version trains on labels only: expected all")
     settings = load_config(config, overrides or [])
-    names = load_class_list(classes) if classes else None
+    if classes and class_split:
+        raise InputError("--classes and --class-split both name the classes; leave one of them out")
+    names = load_class_list(classes) if classes else load_class_split(class_split)["seen"] if class_split else None
     make_folder(out)
     if not resume and any((out / name).exists() for name in ("config.json", "checkpoint.pt")):
         raise InputError(f"{out} already holds a run; choose another --out, or --resume to continue it")
-    place = _workplace(backbone, image_size, mode, last_stage_stride, device, cache, skip_broken)
+    place = _workplace(backbone, image_size, mode, last_stage_stride, device, cache, skip_broken, dense)
     metrics = jobs.train(place, settings, data, out, backbone_spec=backbone, val=val, classes=names, resume=resume)
     _emit(metrics, json_file)
     _tell(f"run: {out}")
@@ -151,13 +173,13 @@ def train(
 def evaluate(
     data: DataOption,
     task: TaskOption,
-    model: ModelOption = None,
-    method: Annotated[
-        str, typer.Option(help="unmix, or a rival: clip, maskclip, maskclip-centred-softmax, ...")
-    ] = "unmix",
+    model: ModelsOption = None,
+    method: Annotated[str | None, typer.Option(help="As in compare; left out, the method that --model is.")] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", help="For a rival without --model.")] = None,
     protocol: ProtocolOption = "standard",
     fit_data: FitOption = None,
+    train_data: TrainDataOption = None,
+    class_split: SplitOption = None,
     image_size: SizeOption = None,
     mode: ModeOption = "squash",
     device: DeviceOption = "cpu",
@@ -167,42 +189,128 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Measure one method on one data set under one named protocol."""
-    results, failures = _compare(
-        data, task, [method], model, backbone, protocol, fit_data, image_size, mode, device, cache, skip_broken, seed
-    )
+    place, runs = _place_and_runs(model, backbone, image_size, mode, device, cache, skip_broken)
+    plan = _plan(data, task, protocol, fit_data, train_data, class_split, [seed])
+    if not (method or runs):
+        raise InputError("evaluate measures one method: add --model RUN, or --method NAME")
+    from unmix_clip.comparison import run_name
+
+    results = _compare(place, plan, [method or run_name(runs[0])], runs)
     _emit(results[0], json_file, table=results)
-    _exit_3_if(failures)
+    _exit_3_if(place.failures)
 
 
 @app.command(
-    epilog="Example: unmix-clip compare --data scenes@test --task recognition --methods clip,unmix --model RUN"
+    epilog="Example: unmix-clip compare --data scenes@test --task recognition --methods clip,naclip,unmix --seeds 0,1"
 )
 def compare(
     data: DataOption,
     task: TaskOption,
-    methods: Annotated[str, typer.Option(help="Comma-separated; all = every method.")] = "all",
-    model: ModelOption = None,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated; METHOD@DENSE = a learned one on a rival's features; all = the usual.")
+    ] = "all",
+    model: ModelsOption = None,
     backbone: Annotated[str | None, typer.Option("--backbone", help="Where no --model is given.")] = None,
     protocol: ProtocolOption = "standard",
     fit_data: FitOption = None,
+    train_data: TrainDataOption = None,
+    seeds: Annotated[str, typer.Option(help="Of learned methods that are trained here, such as 0,1,2.")] = "0",
+    against: Annotated[str | None, typer.Option(help="A method that all others are paired with.")] = None,
+    class_split: SplitOption = None,
     image_size: SizeOption = None,
     mode: ModeOption = "squash",
     device: DeviceOption = "cpu",
     cache: CacheOption = None,
     skip_broken: SkipOption = False,
-    seed: SeedOption = 0,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure several methods in one run, in one table."""
-    from unmix_clip.comparison import METHODS, RIVALS
-
-    every = METHODS if model else RIVALS
-    chosen = list(every) if methods == "all" else [name.strip() for name in methods.split(",")]
-    results, failures = _compare(
-        data, task, chosen, model, backbone, protocol, fit_data, image_size, mode, device, cache, skip_broken, seed
-    )
+    """Measure several methods in one run, in one table; learned ones without a --model are trained first."""
+    place, runs = _place_and_runs(model, backbone, image_size, mode, device, cache, skip_broken)
+    plan = _plan(data, task, protocol, fit_data, train_data, class_split, _numbers(seeds, "--seeds"), against)
+    chosen = None if methods == "all" else [name.strip() for name in methods.split(",")]
+    results = _compare(place, plan, chosen, runs)
     _emit({"results": results}, json_file, table=results)
-    _exit_3_if(failures)
+    _exit_3_if(place.failures)
+
+
+@app.command(
+    epilog="Example: unmix-clip ablate --data scenes@train?n=1000 --test scenes@val?n=500 --grid mfi_weight=0,10,100"
+)
+def ablate(
+    data: DataOption,
+    test: Annotated[str, typer.Option(help="Where figures are taken; to choose by them, name a validation split.")],
+    grid: Annotated[list[str], typer.Option("--grid", help="key=value,value: a setting, or dense or keep; again.")],
+    val: Annotated[str | None, typer.Option("--val", help="Where thresholds are fitted.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help="The recipe that is varied.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value of the base.")] = None,
+    product: Annotated[bool, typer.Option("--product", help="All combinations, not one factor at a time.")] = False,
+    seeds: Annotated[str, typer.Option(help="Of every variant, such as 0,1,2.")] = "0,1,2",
+    backbone: BackboneOption = "mini",
+    dense: DenseOption = "maskclip",
+    image_size: SizeOption = None,
+    mode: ModeOption = "squash",
+    device: DeviceOption = "cpu",
+    cache: CacheOption = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown too.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """What each choice of the method brings: a small grid over stored features, with spreads."""
+    from unmix_clip import ablation
+    from unmix_clip.config import load_config
+    from unmix_clip.report.tables import format_ablation, write_markdown
+
+    factors = ablation.parse_grid(grid)
+    base = load_config(config, overrides or [])
+    place = _workplace(backbone, image_size, mode, None, device, cache, False, dense)
+    result = ablation.ablate(
+        place, base, data, factors, val=val, test=test, seeds=_numbers(seeds, "--seeds"), product=product
+    )
+    _write(result, json_file)
+    if markdown:
+        write_markdown(markdown, result)
+    if json_file != "-":
+        print(format_ablation(result))
+
+
+@app.command(epilog="Example: unmix-clip reproduce paper-voc2007-rn101 --data voc2007=/data/VOCdevkit --dry-run")
+def reproduce(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a TOML file with a table [reproduce].")],
+    data: Annotated[list[str] | None, typer.Option("--data", help="KEY=PATH of each data set that it needs.")] = None,
+    trap: Annotated[
+        list[str] | None, typer.Option("--trap", help="Switch a trap of the published protocol on.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Another one, such as RN101:PATH.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check paths, counts, disk and time; start nothing.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """A recipe over its seeds: published | ours mean and spread | difference."""
+    from unmix_clip import reproduction
+    from unmix_clip.data import load_data
+    from unmix_clip.report.tables import format_check, format_reproduction
+
+    places = dict(item.partition("=")[::2] for item in data or [])
+    if empty := [key for key, path in places.items() if not path]:
+        raise InputError(f"--data {empty[0]!r} names no place; expected KEY=PATH, such as voc2007=/data/VOCdevkit")
+    experiment = reproduction.load_experiment(recipe, places, trap or [], backbone)
+    checked = reproduction.check(experiment, cache, device, load_data)
+    if dry_run:
+        _write({"task": "dry run", "recipe": experiment.name, **checked}, json_file)
+        if json_file != "-":
+            print(format_check(checked))
+    if problems := [one for one in checked["checks"] if one["problem"]]:
+        raise InputError(
+            f"{recipe} cannot run, {len(problems)} of {len(checked['checks'])} checks failed: "
+            f"{problems[0]['what']}: {problems[0]['problem']}"
+        )
+    if not dry_run:
+        result = reproduction.reproduce(experiment, traps=trap or [], cache=cache, device=device, tell=_tell)
+        _write(result, json_file)
+        if json_file != "-":
+            print(format_reproduction(result))
 
 
 @app.command(epilog="Example: unmix-clip predict --model runs/mine --out predicted photos/ --heatmaps --masks")
@@ -244,48 +352,82 @@ def predict(
 
 
 def _workplace(
-    backbone: str, image_size: int | None, mode: str, stride: int | None, device: str, cache: Path | None, skip: bool
+    backbone: str,
+    image_size: int | None,
+    mode: str,
+    stride: int | None,
+    device: str,
+    cache: Path | None,
+    skip: bool,
+    dense: str = "maskclip",
 ) -> Any:
     from unmix_clip.backbones import build_backbone
     from unmix_clip.jobs import Workplace
 
-    built = build_backbone(backbone, image_size, mode=mode, last_stage_stride=stride, device=device)
+    built = build_backbone(backbone, image_size, mode=mode, dense=dense, last_stage_stride=stride, device=device)
     return Workplace(built, cache, tell=_tell, skip_broken=skip)
 
 
-def _compare(
-    data: str,
-    task: str,
-    methods: Sequence[str],
-    model: Path | None,
+def _place_and_runs(
+    models: Sequence[Path] | None,
     backbone: str | None,
-    protocol: str,
-    fit_data: str | None,
     image_size: int | None,
     mode: str,
     device: str,
     cache: Path | None,
     skip_broken: bool,
-    seed: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    from unmix_clip import comparison
+) -> tuple[Any, list[Any]]:
+    """Return the workplace and the runs: their backbone is the first run's unless one is named."""
     from unmix_clip.jobs import Workplace
-    from unmix_clip.runs import Run, load_run
+    from unmix_clip.runs import load_run
     from unmix_clip.unmixer import Unmixer
+
+    runs = [load_run(folder) for folder in models or []]
+    if not runs or backbone is not None:
+        return _workplace(backbone or "mini", image_size, mode, None, device, cache, skip_broken), runs
+    if image_size is not None or mode != "squash":
+        raise InputError("--image-size and --mode come from the run of --model; leave them out")
+    built = Unmixer.from_pretrained((models or [])[0], device).backbone
+    return Workplace(built, cache, tell=_tell, skip_broken=skip_broken), runs
+
+
+def _plan(
+    data: str,
+    task: str,
+    protocol: str,
+    fit_data: str | None,
+    train_data: str | None,
+    class_split: str | None,
+    seeds: Sequence[int],
+    against: str | None = None,
+) -> Any:
+    from unmix_clip.comparison import Plan
+    from unmix_clip.evaluation.protocols import find_protocol
+    from unmix_clip.vocabulary import load_class_split
 
     if task not in ("recognition", "segmentation"):
         raise InputError(f"--task is {task!r}; expected recognition or segmentation")
-    if model and backbone is None:
-        if image_size is not None or mode != "squash":
-            raise InputError("--image-size and --mode come from the run of --model; leave them out")
-        unmixer = Unmixer.from_pretrained(model, device)
-        run: Run | None = unmixer.run
-        place = Workplace(unmixer.backbone, cache, tell=_tell, skip_broken=skip_broken)
-    else:
-        run = load_run(model) if model else None
-        place = _workplace(backbone or "mini", image_size, mode, None, device, cache, skip_broken)
-    results = comparison.compare(place, data, task, methods, run=run, protocol=protocol, fit_data=fit_data, seed=seed)
-    return results, place.failures
+    return Plan(
+        data=data,
+        task=task,
+        methods=(),
+        protocol=find_protocol(protocol),
+        fit_data=fit_data,
+        train_data=train_data,
+        seeds=seeds,
+        against=against,
+        groups=load_class_split(class_split) if class_split else None,
+    )
+
+
+def _compare(place: Any, plan: Any, methods: Sequence[str] | None, runs: Sequence[Any]) -> list[dict[str, Any]]:
+    from dataclasses import replace
+
+    from unmix_clip import comparison
+
+    if methods is None:
+        methods = comparison.default_methods(place.backbone.dense_names, runs)
+    return comparison.compare(place, replace(plan, methods=methods), runs)
 
 
 def _numbers(text: str, flag: str) -> list[int]:

@@ -1,7 +1,8 @@
 """The training configuration: one frozen dataclass; TOML key = field = `--set` key = JSON key.
 
-Two recipes ship in `recipes/`: `default` (ours) and `paper` (as published). The resolved configuration is saved beside
-every model and inside every result.
+Recipes ship in `recipes/`: `default` (ours), `paper` (as published), the learned rivals, and the published experiments
+(`paper-voc2007-rn101`, ...), whose table [reproduce] is read by `reproduction.py`. The resolved configuration is saved
+beside every model and inside every result.
 """
 
 import tomllib
@@ -15,6 +16,7 @@ from typing import Any
 from unmix_clip.errors import InputError
 
 CHOICES = {
+    "model": ("projectors", "linear-probe", "dualcoop"),
     "score": ("positive", "dual"),
     "asl_reduction": ("batch_mean", "sum"),
     "mfi_form": ("class", "dimension"),
@@ -28,8 +30,12 @@ class TrainConfig:
 
     recipe: str = "default"
     """Name of the recipe that these values started from."""
+    model: str = "projectors"
+    """`projectors` (the method), or a learned rival of baselines/: `linear-probe` or `dualcoop`."""
     prompts: str = "plain"
-    """Entry of vocabulary/prompts.toml: the positive and the negative template."""
+    """Entry of vocabulary/prompts.toml: the positive and the negative templates."""
+    synonyms: bool = False
+    """Average a class's text over its name and the synonyms that the data set knows."""
     score: str = "positive"
     """`positive` (ours) or `dual` (the paper's softmax over a positive and a negative prompt)."""
     centre: bool = True
@@ -38,16 +44,25 @@ class TrainConfig:
     """Width of the projected space, as a share of the backbone's width."""
     hidden_ratio: float = 3.0
     """Hidden width of the text projector, as a share of the backbone's width."""
+    text_depth: int = 2
+    """Linear layers of the text projector (the paper's 2)."""
+    image_depth: int = 1
+    """Linear layers of the image projector (the paper's 1)."""
     text_norm: bool = False
     """Whether the text projector has a BatchNorm (with statistics fixed after training)."""
     pool_share: float = 0.1
     """`positive`: share of the locations whose mean cosine is a picture's score."""
     pooled_share: float = 0.1
-    """Weight of the picture's pooled feature in its tag scores, in [0, 1]; maps never use it."""
+    """Weight of the picture's pooled feature in its tag scores, in [0, 1]; 1 = the final pooling is kept, as in plain
+    CLIP. Maps never use it."""
     gain: float = 30.0
     """Logits per unit of pooled cosine; `dual`: multiplies the scaled cosine (the paper's 5)."""
     scale: float = 20.0
     """`dual`: multiplies cosines before the softmax over locations."""
+    context_tokens: int = 8
+    """`dualcoop`: learned tokens before the name, of either prompt (published: 16 shared, 64 class-specific)."""
+    class_specific: bool = False
+    """`dualcoop`: contexts of their own for every class, instead of two for all."""
     asl_gamma_neg: float = 2.0
     """Asymmetric loss: focusing exponent of negatives."""
     asl_gamma_pos: float = 1.0
@@ -90,7 +105,7 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
         positive = ("out_ratio", "hidden_ratio", "pool_share", "gain", "scale", "lr", "mfi_lambda")
-        for name in (*positive, "epochs", "batch_size", "views"):
+        for name in (*positive, "epochs", "batch_size", "views", "text_depth", "image_depth", "context_tokens"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a number above 0")
         for name in ("mfi_weight", "mfi_alpha", "weight_decay", "warmup_epochs", "warmup_lr", "seed"):
@@ -121,7 +136,18 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     Raises:
         InputError: an unknown recipe, file, key or value.
     """
-    source = source or "default"
+    values = read_recipe(source or "default")
+    values.pop("reproduce", None)  # the experiment around the recipe, see reproduction.py
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"--set {override!r} has no '='; expected key=value, such as mfi_weight=0")
+        values[key.strip()] = value.strip()
+    return config_from_dict(values)
+
+
+def read_recipe(source: str | Path) -> dict[str, Any]:
+    """Return the values of a recipe; those of the recipe that it names as its `base` lie under them."""
     if str(source) in recipe_names():
         text = (resources.files("unmix_clip") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
     elif Path(source).is_file():
@@ -134,12 +160,10 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source} is not valid TOML: {error}") from error
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise InputError(f"--set {override!r} has no '='; expected key=value, such as mfi_weight=0")
-        values[key.strip()] = value.strip()
-    return config_from_dict(values)
+    base = values.pop("base", None)
+    if base is not None and base not in recipe_names():
+        raise InputError(f"{source} has the base {base!r}; expected one of {', '.join(recipe_names())}")
+    return values if base is None else {**read_recipe(base), **values}
 
 
 def config_from_dict(values: dict[str, Any]) -> TrainConfig:

@@ -4,10 +4,10 @@ A method gives `Scores` for a batch of stored features; whatever it is, its oper
 its figures taken on another, by the same code.
 """
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,16 +17,17 @@ from torch import Tensor
 from unmix_clip.backbones.preprocess import Preprocessing
 from unmix_clip.baselines.training_free import SOFTMAX_SCALES, TrainingFree
 from unmix_clip.data.samples import Dataset, label_matrix
+from unmix_clip.data.windows import WindowedPicture
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.background import CANDIDATES, BackgroundFit
 from unmix_clip.evaluation.entanglement import CrossActivation, cell_labels
 from unmix_clip.evaluation.masks import Prediction, best_on_pixels, cut_background
 from unmix_clip.evaluation.metrics import fit_threshold, mean_defined, per_class_ap
 from unmix_clip.evaluation.protocols import Protocol as SegmentationProtocol
-from unmix_clip.evaluation.recognition import evaluate_recognition
+from unmix_clip.evaluation.refinement import refine_pamr
 from unmix_clip.evaluation.segmentation import SegmentationEvaluator
 from unmix_clip.features import FeatureStore
-from unmix_clip.method.model import Queries, UnmixModel
+from unmix_clip.method.model import Queries, TagModel
 from unmix_clip.method.scoring import Scores
 
 MASK_CACHE_PIXELS = 100_000_000
@@ -50,17 +51,22 @@ class Method(Protocol):
     def name(self) -> str:
         """Its name in tables and results."""
 
+    @property
+    def dense(self) -> str | None:
+        """The dense strategy of the locations that it scores; None where any will do."""
+
     def score(self, patches: Tensor, pooled: Tensor, valid: Tensor | None) -> Scores:
         """Score stored features: patches (B, N, D), pooled (B, D), valid (B, N)."""
 
 
 @dataclass(frozen=True)
-class Unmix:
+class Learned:
     """A trained model over a list of names, as a method."""
 
-    model: UnmixModel
+    model: TagModel
     queries: Queries
     name: str = "unmix"
+    dense: str | None = None
 
     @torch.no_grad()
     def score(self, patches: Tensor, pooled: Tensor, valid: Tensor | None) -> Scores:
@@ -73,9 +79,21 @@ class Bench:
     """A data set with its stored features: what any method can be measured on."""
 
     dataset: Dataset
-    store: FeatureStore
+    stores: Mapping[str, FeatureStore]
+    """By dense strategy; the same pictures, or all windows of them in order."""
     preprocess: Preprocessing
+    windows: Sequence[WindowedPicture] | None = None
+    """Where the windows stand; None = every picture was seen whole."""
     _masks: dict[int, np.ndarray] = field(default_factory=dict, compare=False)
+
+    @property
+    def store(self) -> FeatureStore:
+        """The first of the stores."""
+        return next(iter(self.stores.values()))
+
+    def store_for(self, method: Method) -> FeatureStore:
+        """Return the features that a method scores."""
+        return self.stores[method.dense] if method.dense else self.store
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -99,15 +117,53 @@ class Bench:
             self._masks[index] = mask.astype(np.int16)
         return self._masks[index].astype(np.int32)
 
-    def best(self, maps: Tensor, allowed: Tensor | None, truth: np.ndarray) -> Prediction:
-        """Return the best allowed class of every pixel of one picture: maps (N, C), truth (H, W)."""
-        return best_on_picture(maps, allowed, self.preprocess, self.store.grid_hw, truth.shape)
-
     def scored(self, method: Method) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (index, logits (C,), maps (N, C)) of every picture."""
-        for rows, patches, pooled, valid in self.store.batches():
+        """Yield (index, logits (C,), maps (N, C)) of every picture.
+
+        In windows, logits are the highest of the picture's windows, and the locations of all windows follow each other.
+        """
+        rows = self._scored_rows(method)
+        if self.windows is None:
+            yield from ((index, *row) for index, row in enumerate(rows))
+            return
+        for index, picture in enumerate(self.windows):
+            logits, maps = zip(*islice(rows, len(picture.boxes)), strict=True)
+            yield index, torch.stack(logits).amax(0), torch.cat(maps)
+
+    def _scored_rows(self, method: Method) -> Iterator[tuple[Tensor, Tensor]]:
+        for _, patches, pooled, valid in self.store_for(method).batches():
             scores = method.score(patches, pooled, valid)
-            yield from zip(range(rows.start, rows.stop), scores.logits, scores.maps, strict=True)
+            yield from zip(scores.logits, scores.maps, strict=True)
+
+    def best(
+        self, index: int, maps: Tensor, allowed: Tensor | None, truth: np.ndarray, refinement: str = "none"
+    ) -> Prediction:
+        """Return the best allowed class of every pixel of a picture.
+
+        Args:
+            index: of the picture.
+            maps: (N, C), of `scored`.
+            allowed: (C,) bool; None = all.
+            truth: (H, W), its mask: only the size matters.
+            refinement: see `Protocol`.
+        """
+        grids = maps.T.reshape(maps.shape[1], -1, *self.store.grid_hw)  # (C, windows, h, w)
+        to_pixels: Callable[[Tensor], Tensor] = partial(self._to_pixels, index, (truth.shape[0], truth.shape[1]))
+        if refinement == "pamr":
+            image = torch.from_numpy(np.array(self.dataset.samples[index].load_image())).permute(2, 0, 1) / 255
+            plain = to_pixels
+            to_pixels = lambda grids: refine_pamr(plain(grids), image)  # noqa: E731
+        return best_on_pixels(grids, to_pixels, allowed)
+
+    def _to_pixels(self, index: int, image_hw: tuple[int, int], grids: Tensor) -> Tensor:
+        """(k, windows, h, w) -> (k, H, W)."""
+        if self.windows is None:
+            return self.preprocess.grid_to_image(grids[:, 0], image_hw)
+        picture = self.windows[index]
+        sizes = [(bottom - top, right - left) for top, left, bottom, right in picture.boxes]
+        return picture.blend(
+            [self.preprocess.grid_to_image(grid, size) for grid, size in zip(grids.unbind(1), sizes, strict=True)]
+        )
 
 
 def tag_scores(method: Method, bench: Bench) -> np.ndarray:
@@ -137,7 +193,7 @@ def fit_thresholds(method: Method, bench: Bench) -> Thresholds:
     fit = BackgroundFit(candidates, len(bench.dataset.classes))
     for index, logits, maps in bench.scored(method):
         truth = bench.mask(index)
-        fit.update(truth, bench.best(maps, logits >= tag, truth))
+        fit.update(truth, bench.best(index, maps, logits >= tag, truth))
     return Thresholds(tag, fit.best())
 
 
@@ -149,42 +205,30 @@ def best_on_picture(
     return best_on_pixels(maps.T.reshape(-1, *grid_hw), to_pixels, allowed)
 
 
-def evaluate_tags(
-    method: Method,
-    bench: Bench,
-    thresholds: Thresholds | None,
-    seed: int = 0,
-    groups: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, Any]:
-    """Return the recognition figures of a method on a bench; each group of class indices adds `map_NAME`."""
-    started = time.monotonic()
-    threshold = None if thresholds is None else thresholds.tag
-    figures = evaluate_recognition(
-        tag_scores(method, bench), bench.labels, bench.dataset.classes, threshold, groups, seed
-    )
-    return {**figures, "seconds": time.monotonic() - started}
-
-
 def evaluate_masks(
     method: Method, bench: Bench, thresholds: Thresholds, protocols: Sequence[SegmentationProtocol]
-) -> dict[str, dict[str, Any]]:
-    """Return the segmentation figures of a method under each protocol, by its name."""
-    started = time.monotonic()
+) -> dict[str, SegmentationEvaluator]:
+    """Make and count the masks of a method under each protocol, by its name.
+
+    A method that scores more names than the data set has classes scores names of the background behind them.
+    """
     if thresholds.background is None and any(p.background == "threshold" for p in protocols):
         raise InputError("no background threshold: the fitting split has no masks; name one with masks (--fit-data)")
+    n_classes = len(bench.dataset.classes)
     evaluators = [SegmentationEvaluator(protocol, bench.dataset.classes) for protocol in protocols]
     for index, logits, maps in bench.scored(method):
-        truth = bench.mask(index)
+        truth, gate = bench.mask(index), logits >= thresholds.tag
+        gate[n_classes:] = True
         best = {
-            gate: bench.best(maps, logits >= thresholds.tag if gate else None, truth)
-            for gate in {protocol.tag_gate for protocol in protocols}
+            kind: bench.best(index, maps, gate if kind[0] else None, truth, kind[1])
+            for kind in {(protocol.tag_gate, protocol.refinement) for protocol in protocols}
         }
         for evaluator in evaluators:
             protocol = evaluator.protocol
             threshold = thresholds.background if protocol.background == "threshold" else None
-            evaluator.update(truth, cut_background(best[protocol.tag_gate], threshold))
-    seconds = time.monotonic() - started
-    return {e.protocol.name: {**e.result(), "seconds": seconds} for e in evaluators}
+            predicted = cut_background(best[protocol.tag_gate, protocol.refinement], threshold)
+            evaluator.update(truth, np.where(predicted > n_classes, 0, predicted))
+    return {evaluator.protocol.name: evaluator for evaluator in evaluators}
 
 
 def evaluate_cross_activation(method: Method, bench: Bench) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,20 +65,28 @@ def default_cache() -> Path:
     return Path(os.environ.get("UNMIX_CLIP_CACHE", "~/.cache/unmix-clip")).expanduser()
 
 
-def store_features(
+def store_features(backbone: FrozenClip, dataset: Dataset, **options: Any) -> FeatureStore:
+    """Return the features of a data set by the backbone's own dense strategy; options as `store_dense`."""
+    name = backbone.identity.dense
+    return store_dense(backbone, dataset, [name], **options)[name]
+
+
+def store_dense(
     backbone: FrozenClip,
     dataset: Dataset,
+    names: Sequence[str],
     *,
     cache: Path | None = None,
     view: int = 0,
     seed: int = 0,
     batch_size: int = 64,
-) -> FeatureStore:
-    """Return the features of a data set, computing what is not stored yet.
+) -> dict[str, FeatureStore]:
+    """Return the features of a data set by several dense strategies, computing what is not stored yet in one pass.
 
     Args:
         backbone: the frozen CLIP.
         dataset: its pictures are read in order; a picture that cannot be read raises InputError.
+        names: dense strategies; each has a store of its own.
         cache: folder of all stores; None = `default_cache()`.
         view: 0 = the picture as it is; v > 0 = its v-th augmentation.
         seed: seeds the augmentations; without effect on view 0.
@@ -85,25 +94,46 @@ def store_features(
     """
     if len(dataset.samples) == 0:
         raise InputError(f"{dataset.spec} has no pictures; expected at least one")
-    description = {
-        "format": 1,
-        "backbone": backbone.identity.compared(),
-        "pictures": _digest(sample.digest for sample in dataset.samples),
-        "view": [view, seed, *augmentation_version()] if view else 0,
-        "n": len(dataset.samples),
-    }
-    name = _digest([json.dumps(description, sort_keys=True)])[:32]
     root = make_folder(cache or default_cache())
-    final, partial = root / name, root / f"{name}.partial"
-    if not final.exists():
-        make_folder(partial)
-        with (partial / "lock").open("w") as lock:
+    pictures = _digest(sample.digest for sample in dataset.samples)
+    stores = {}
+    for name in sorted(set(names)):
+        description = {
+            "format": 1,
+            "backbone": backbone.with_options(dense=name).identity.compared(),
+            "pictures": pictures,
+            "view": [view, seed, *augmentation_version()] if view else 0,
+            "n": len(dataset.samples),
+        }
+        stores[name] = _Store(root / _digest([json.dumps(description, sort_keys=True)])[:32], description)
+    unfinished = {name: store for name, store in stores.items() if not store.final.exists()}
+    with ExitStack() as locks:
+        for store in unfinished.values():  # by name, so that two processes cannot wait for each other
+            lock = locks.enter_context((make_folder(store.partial) / "lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)  # another process that fills the same store is waited for
-            if not final.exists():
-                _fill(partial, description, backbone, dataset, view, seed, batch_size)
-                (partial / "done").unlink()
-                partial.replace(final)
-    return open_store(final)
+        missing = {name: store for name, store in unfinished.items() if not store.final.exists()}
+        if missing:
+            _fill(missing, backbone, dataset, view, seed, batch_size)
+        for name, store in unfinished.items():
+            if name in missing:
+                (store.partial / "done").unlink()
+                store.partial.replace(store.final)
+            else:
+                shutil.rmtree(store.partial, ignore_errors=True)  # the other process has moved it away
+    return {name: open_store(stores[name].final) for name in names}
+
+
+@dataclass(frozen=True)
+class _Store:
+    """A store that may be unfinished."""
+
+    final: Path
+    description: dict[str, Any]
+
+    @property
+    def partial(self) -> Path:
+        """Where its rows are written until it is complete."""
+        return self.final.with_name(f"{self.final.name}.partial")
 
 
 def open_store(folder: Path) -> FeatureStore:
@@ -124,53 +154,66 @@ def _digest(parts: Iterator[str] | list[str]) -> str:
 
 
 def _fill(
-    folder: Path, description: dict, backbone: FrozenClip, dataset: Dataset, view: int, seed: int, batch_size: int
+    stores: Mapping[str, _Store], backbone: FrozenClip, dataset: Dataset, view: int, seed: int, batch_size: int
 ) -> None:
-    """Compute the rows that are still missing, in order."""
+    """Compute the rows that are still missing, in order, for all stores in one pass."""
     n = len(dataset.samples)
-    grid_hw = backbone.grid_hw
-    locations = grid_hw[0] * grid_hw[1]
+    locations = backbone.grid_hw[0] * backbone.grid_hw[1]
     shapes = {
         "patches": ("float16", [n, locations, backbone.embed_dim]),
         "pooled": ("float16", [n, backbone.embed_dim]),
         "valid": ("bool", [n, locations]),
     }
-    write_json(folder / "meta.json", {**description, "grid_hw": grid_hw, "arrays": shapes})
-    counter = folder / "done"
-    done = int(counter.read_text()) if counter.exists() else 0
-    needed = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in shapes.values())
-    free = shutil.disk_usage(folder).free
-    if not done and needed > free:
-        raise InputError(
-            f"the features of {dataset.spec} need {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free; "
-            "name another folder (--cache) or use a smaller --image-size"
-        )
-    mode: Literal["r+", "w+"] = "r+" if done else "w+"
-    arrays = {
-        name: np.memmap(folder / f"{name}.bin", dtype=np.dtype(dtype), mode=mode, shape=tuple(shape))
-        for name, (dtype, shape) in shapes.items()
-    }
+    counters = [store.partial / "done" for store in stores.values()]
+    done = min(int(counter.read_text()) if counter.exists() else 0 for counter in counters)
+    if not done:
+        _require_space(shapes, len(stores), dataset.spec, counters[0].parent.parent)
+    arrays = {}
+    for name, store in stores.items():
+        meta = {**store.description, "grid_hw": backbone.grid_hw, "arrays": shapes}
+        write_json(store.partial / "meta.json", meta)
+        mode: Literal["r+", "w+"] = "r+" if done else "w+"
+        arrays[name] = {
+            key: np.memmap(store.partial / f"{key}.bin", dtype=np.dtype(dtype), mode=mode, shape=tuple(shape))
+            for key, (dtype, shape) in shapes.items()
+        }
     title = f"features of {dataset.spec}" + (f", view {view}" if view else "")
-    starts = range(done, n, batch_size)
     with ThreadPoolExecutor(1) as reader, progress_bar(title, n, "pictures", done) as bar:
         # Pictures are decoded for the next batch while the backbone works on this one.
         ahead = reader.submit(_read_batch, backbone, dataset.samples, done, batch_size, view, seed)
-        for i, start in enumerate(starts):
+        for i, start in enumerate(range(done, n, batch_size)):
             pixels, valid = ahead.result()
             if start + batch_size < n:
                 ahead = reader.submit(
                     _read_batch, backbone, dataset.samples, start + batch_size, batch_size, view, seed
                 )
-            features = backbone.encode_images(pixels)
             rows = slice(start, start + len(valid))
-            arrays["patches"][rows] = F.normalize(features.patches, dim=-1).half().cpu().numpy()
-            arrays["pooled"][rows] = F.normalize(features.pooled, dim=-1).half().cpu().numpy()
-            arrays["valid"][rows] = valid
+            for name, features in backbone.encode_dense(pixels, list(stores)).items():
+                arrays[name]["patches"][rows] = F.normalize(features.patches, dim=-1).half().cpu().numpy()
+                arrays[name]["pooled"][rows] = F.normalize(features.pooled, dim=-1).half().cpu().numpy()
+                arrays[name]["valid"][rows] = valid
             if (i + 1) % FLUSH_EVERY == 0 or rows.stop == n:
-                for array in arrays.values():
+                for array in (array for of_store in arrays.values() for array in of_store.values()):
                     array.flush()
-                write_text(counter, str(rows.stop))
+                for counter in counters:
+                    write_text(counter, str(rows.stop))
             bar.advance(len(valid))
+
+
+def stored_bytes(n: int, locations: int, width: int) -> int:
+    """Return the size in bytes of a store of n pictures: 16-bit features of all locations and of the picture."""
+    return n * (2 * width * (locations + 1) + locations)
+
+
+def _require_space(shapes: dict[str, tuple[str, list[int]]], stores: int, spec: str, root: Path) -> None:
+    """Raise InputError unless the disk has room."""
+    n, locations, width = shapes["patches"][1]
+    needed, free = stores * stored_bytes(n, locations, width), shutil.disk_usage(root).free
+    if needed > free:
+        raise InputError(
+            f"the features of {spec} need {needed / 1e9:.1f} GB, {root} has {free / 1e9:.1f} GB free; "
+            "name another folder (--cache) or use a smaller --image-size"
+        )
 
 
 def _read_batch(

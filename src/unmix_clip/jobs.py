@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,35 @@ from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.config import TrainConfig
 from unmix_clip.data import is_scenes, load_data
 from unmix_clip.data.samples import Dataset, label_matrix, match_classes, select_classes, take
+from unmix_clip.data.windows import cut_windows
 from unmix_clip.errors import InputError
-from unmix_clip.evaluation.entanglement import reduction, text_entanglement
+from unmix_clip.evaluation.entanglement import damage_to_meaning, pairs_after, reduction, text_entanglement
 from unmix_clip.evaluation.metrics import mean_defined, per_class_ap
+from unmix_clip.evaluation.protocols import Protocol
 from unmix_clip.evaluator import (
     Bench,
+    Learned,
     Thresholds,
-    Unmix,
     fit_thresholds,
     tag_scores,
 )
-from unmix_clip.features import FeatureStore, store_features
-from unmix_clip.method.model import ClassTexts, UnmixModel
+from unmix_clip.features import FeatureStore, store_dense, store_features
+from unmix_clip.method.model import ClassTexts, TagModel, UnmixModel
 from unmix_clip.provenance import versions
 from unmix_clip.runs import Run, save_run
+from unmix_clip.texts import encode_classes
 from unmix_clip.training import FitState, TrainingSet, fit
-from unmix_clip.vocabulary import Prompts, fill, load_prompts
+from unmix_clip.vocabulary import Prompts, load_prompts
 
+SIBLINGS = {
+    "voc2007": {"test": "trainval", "val": "train"},
+    "voc2012": {"val": "train"},
+    "nuswide": {"test": "train"},
+    "vg": {"test": "train"},
+    "openimages": {"validation": "train", "test": "train"},
+    "ade20k": {"validation": "training"},
+}
+"""The training split that belongs to a published test split; elsewhere `val...` becomes `train...`."""
 HELD_OUT = 0.1
 """Share of the training pictures that is held out for the thresholds where no validation data are named."""
 
@@ -85,35 +97,55 @@ class Workplace:
                 rows.append(i)
         return take(dataset, rows)
 
+    def with_dense(self, name: str) -> "Workplace":
+        """Return the same place with another dense strategy of the backbone."""
+        return replace(self, backbone=self.backbone.with_options(dense=name))
+
     def store(self, dataset: Dataset, view: int = 0, seed: int = 0) -> FeatureStore:
-        """Return a data set's features, computed once."""
+        """Return a data set's features by the backbone's own dense strategy, computed once."""
         return store_features(self.backbone, dataset, cache=self.cache, view=view, seed=seed)
 
-    def bench(self, dataset: Dataset) -> Bench:
-        """Return a data set ready to measure methods on."""
-        return Bench(dataset, self.store(dataset), self.backbone.preprocess)
+    def bench(self, dataset: Dataset, dense: Sequence[str] = (), protocol: Protocol | None = None) -> Bench:
+        """Return a data set ready to measure methods on.
 
-    def texts(self, prompts: Prompts, names: Sequence[str]) -> ClassTexts:
-        """Return the text features of both prompts of some names."""
-        self.backbone.require_known(names)
-        positive, negative = (
-            self.backbone.encode_texts(fill(template, names)).cpu() for template in (prompts.positive, prompts.negative)
+        Args:
+            dataset: the pictures.
+            dense: dense strategies wanted, all from one pass of the backbone; none = the backbone's own.
+            protocol: whether pictures are seen in windows; None = whole.
+        """
+        names = list(dense) or [self.backbone.identity.dense]
+        if protocol is None or not protocol.slides:
+            stores = store_dense(self.backbone, dataset, names, cache=self.cache)
+            return Bench(dataset, stores, self.backbone.preprocess)
+        cut, windows = cut_windows(dataset, protocol.short_side_px, protocol.window_px, protocol.stride_px)
+        return Bench(
+            dataset, store_dense(self.backbone, cut, names, cache=self.cache), self.backbone.preprocess, windows
         )
-        return ClassTexts(positive, negative)
+
+    def texts(
+        self, prompts: Prompts, names: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
+    ) -> ClassTexts:
+        """Return the text features of both prompts of some names."""
+        return encode_classes(self.backbone, prompts, names, synonyms)
 
 
-def default_fitting_split(spec: str) -> str | None:
-    """Return the split that operating points are fitted on where none is named: another one of the same data set."""
+def sibling_split(spec: str, of_scenes: str = "val") -> str | None:
+    """Return the split of the same data set that goes with a published test split: to fit on, or to train on.
+
+    Args:
+        spec: the split that is evaluated.
+        of_scenes: the split of the embedded world, which has one for each purpose.
+    """
     if is_scenes(spec):
-        if spec.startswith("scenes@val"):
+        if spec.startswith(f"scenes@{of_scenes}"):
             return None
         options = [option for option in spec.partition("?")[2].split("&") if option and not option.startswith("n=")]
-        return "scenes@val" + ("?" + "&".join(options) if options else "")
+        return f"scenes@{of_scenes}" + ("?" + "&".join(options) if options else "")
     kind, _, rest = spec.partition(":")
     place, at, split = rest.rpartition("@")
-    if kind == "coco" and at and split.startswith("val"):
-        return f"coco:{place}@{split.replace('val', 'train', 1)}"
-    return None
+    split, question, options_text = split.partition("?")
+    other = SIBLINGS.get(kind, {}).get(split) or (split.replace("val", "train", 1) if split.startswith("val") else None)
+    return f"{kind}:{place}@{other}{question}{options_text}" if at and other and kind != "table" else None
 
 
 def require_disjoint(fitting: Dataset, other: Dataset, what: str) -> None:
@@ -150,17 +182,14 @@ def train(
         data = data.replace("scenes", "scenes@train", 1)
     dataset = place.load(data, classes)
     if val is None and is_scenes(data):
-        val = default_fitting_split(data)
+        val = sibling_split(data)
     if val is None:
         dataset, held_out = hold_out(dataset, config.seed)
         place.tell(f"{len(held_out.samples)} of the training pictures are held out to fit the thresholds")
     else:
         held_out = match_classes(place.load(val), dataset)
         require_disjoint(held_out, dataset, "trained on")
-    prompts = load_prompts(config.prompts)
-    trained = fit_model(
-        place, config, dataset, place.bench(held_out), prompts, checkpoint=out / "checkpoint.pt", resume=resume
-    )
+    trained = fit_model(place, config, dataset, place.bench(held_out), checkpoint=out / "checkpoint.pt", resume=resume)
     run = trained.as_run(place, dataset, backbone_spec)
     metrics = {
         **provenance(place, "train", dataset, config.seed),
@@ -187,6 +216,8 @@ class Trained:
     thresholds: Thresholds
     texts: ClassTexts
     prompts: Prompts
+    synonyms: Mapping[str, Sequence[str]]
+    dense: str
 
     def as_run(self, place: Workplace, dataset: Dataset, backbone_spec: str) -> Run:
         """Return it with everything that it needs to be saved and used."""
@@ -198,12 +229,15 @@ class Trained:
             identity=place.backbone.identity,
             thresholds=self.thresholds,
             data=dataset.spec,
+            width=self.texts.positive.shape[1],
+            synonyms=self.synonyms,
+            token_width=self.texts.context.width if self.texts.context else 0,
         )
 
     @property
-    def method(self) -> Unmix:
+    def method(self) -> Learned:
         """The trained model over its own class list, as a method."""
-        return unmix_method(self.state.model, self.texts)
+        return learned_method(self.state.model, self.texts, dense=self.dense)
 
 
 def fit_model(
@@ -211,17 +245,18 @@ def fit_model(
     config: TrainConfig,
     dataset: Dataset,
     val: Bench,
-    prompts: Prompts,
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> Trained:
     """Prepare features, train, and fit the thresholds on the validation bench."""
     views = [place.store(dataset, view=view) for view in range(config.views)]
-    texts = place.texts(prompts, dataset.classes)
+    prompts, dense = load_prompts(config.prompts), place.backbone.identity.dense
+    synonyms = dataset.synonyms if config.synonyms else {}
+    texts = place.texts(prompts, dataset.classes, synonyms)
 
-    def validate(model: UnmixModel) -> dict[str, float]:
-        ap = per_class_ap(tag_scores(unmix_method(model, texts), val), val.labels)
+    def validate(model: TagModel) -> dict[str, float]:
+        ap = per_class_ap(tag_scores(learned_method(model, texts, dense=dense), val), val.labels)
         return {"val_map": mean_defined(ap) or 0.0}
 
     state = fit(
@@ -232,7 +267,8 @@ def fit_model(
         validate=validate,
         source=_fingerprint(place, dataset, val.dataset),
     )
-    return Trained(state, fit_thresholds(unmix_method(state.model, texts), val), texts, prompts)
+    thresholds = fit_thresholds(learned_method(state.model, texts, dense=dense), val)
+    return Trained(state, thresholds, texts, prompts, synonyms, dense)
 
 
 def _fingerprint(place: Workplace, dataset: Dataset, val: Dataset) -> str:
@@ -245,19 +281,31 @@ def _fingerprint(place: Workplace, dataset: Dataset, val: Dataset) -> str:
 
 
 @torch.no_grad()
-def unmix_method(model: UnmixModel, texts: ClassTexts, name: str = "unmix") -> Unmix:
+def learned_method(model: TagModel, texts: ClassTexts, name: str = "unmix", dense: str | None = None) -> Learned:
     """Bind a trained model to the texts of a list of names."""
-    return Unmix(model, model.project_queries(texts), name)
+    return Learned(model, model.project_queries(texts), name, dense)
 
 
 @torch.no_grad()
-def entanglement_of(classes: Sequence[str], texts: ClassTexts, model: UnmixModel | None) -> dict[str, Any]:
+def entanglement_of(classes: Sequence[str], texts: ClassTexts, model: TagModel | None) -> dict[str, Any]:
     """Return the entanglement of the positive prompts, with a model also after projection."""
     before = text_entanglement(texts.positive.numpy(), classes)
-    if model is None:
+    if not isinstance(model, UnmixModel):
         return before
-    after = text_entanglement(model.project_queries(texts).positive.numpy(), classes)
-    return {**before, "after": after, "reduction": reduction(before, after)}
+    return {**before, **entanglement_after(before, texts, model.project_queries(texts).positive, classes)}
+
+
+def entanglement_after(
+    before: dict[str, Any], texts: ClassTexts, projected: torch.Tensor, classes: Sequence[str], top: int = 20
+) -> dict[str, Any]:
+    """Return what a projection does to the entanglement `before`, and to the order of the classes by meaning."""
+    features, plain = projected.numpy(), texts.positive.numpy()
+    after = text_entanglement(features, classes, top)
+    return {
+        "after": {**after, **damage_to_meaning(plain, features)},
+        "reduction": reduction(before, after),
+        "pairs_before_after": pairs_after(before, features, classes),
+    }
 
 
 def provenance(place: Workplace, task: str, dataset: Dataset, seed: int) -> dict[str, Any]:
@@ -266,6 +314,7 @@ def provenance(place: Workplace, task: str, dataset: Dataset, seed: int) -> dict
         "task": task,
         "backbone": place.backbone.identity.to_dict(),
         "data": dataset.spec,
+        "data_rules": dataset.rules,
         "n_images": len(dataset.samples),
         "n_classes": len(dataset.classes),
         "seed": seed,

@@ -1,6 +1,7 @@
 """A run on disk: config.json, model.safetensors, metrics.json. What `train` writes and everything else reads."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from unmix_clip.config import config_from_dict
 from unmix_clip.errors import InputError
 from unmix_clip.evaluator import Thresholds
 from unmix_clip.files import make_folder, read_json, write_json, written_whole
-from unmix_clip.method.model import UnmixModel
+from unmix_clip.method.model import TagModel
+from unmix_clip.models import build_model
 from unmix_clip.provenance import versions
 from unmix_clip.vocabulary import Prompts
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Run:
     """A trained model with everything that it needs to be used or refused."""
 
-    model: UnmixModel
+    model: TagModel
     classes: tuple[str, ...]
     prompts: Prompts
     backbone_spec: str
@@ -32,6 +34,12 @@ class Run:
     thresholds: Thresholds
     data: str
     """The data set that it was trained on."""
+    width: int
+    """Width D of the backbone's features."""
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Other words that the texts of some names are averaged with."""
+    token_width: int = 0
+    """Width of the text tower's token embeddings."""
 
 
 def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
@@ -51,6 +59,8 @@ def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
             "backbone": run.identity.to_dict(),
             "thresholds": vars(run.thresholds),
             "data": run.data,
+            "synonyms": run.synonyms,
+            "width": {"features": run.width, "tokens": run.token_width},
             "versions": versions(),
         },
     )
@@ -72,8 +82,8 @@ def load_run(folder: Path) -> Run:
     try:
         identity = BackboneIdentity.from_dict(config["backbone"])
         state = load_file(folder / "model.safetensors")
-        # All weights have the backbone's width on one side; the image projector's tells it.
-        model = UnmixModel(config_from_dict(config["train"]), state["image.weight"].shape[1])
+        width = config["width"]
+        model = build_model(config_from_dict(config["train"]), width["features"], width["tokens"], config["classes"])
         model.load_state_dict(state)
         return Run(
             model=model.eval().requires_grad_(False),
@@ -83,6 +93,9 @@ def load_run(folder: Path) -> Run:
             identity=identity,
             thresholds=Thresholds(**config["thresholds"]),
             data=config["data"],
+            width=width["features"],
+            synonyms=config["synonyms"],
+            token_width=width["tokens"],
         )
     except FileNotFoundError:
         raise InputError(f"{folder} has no model.safetensors: the run is not finished; train with --resume") from None

@@ -9,30 +9,24 @@ import numpy as np
 
 from unmix_clip.backbones import build_backbone
 from unmix_clip.baselines.pixel_probe import train_pixel_probe
-from unmix_clip.baselines.training_free import TrainingFree
-from unmix_clip.comparison import RIVALS, build_rivals
+from unmix_clip.baselines.training_free import PLAIN, TrainingFree
+from unmix_clip.comparison import RECOGNITION_PROTOCOL, build_rivals
 from unmix_clip.config import TrainConfig
 from unmix_clip.data.samples import Dataset
 from unmix_clip.data.scenes import class_groups
 from unmix_clip.evaluation.metrics import mean_defined
 from unmix_clip.evaluation.protocols import PROTOCOLS
+from unmix_clip.evaluation.recognition import evaluate_recognition
 from unmix_clip.evaluator import (
     Method,
     Thresholds,
     evaluate_cross_activation,
     evaluate_masks,
-    evaluate_tags,
     fit_thresholds,
     picture_cells,
+    tag_scores,
 )
-from unmix_clip.jobs import (
-    Trained,
-    Workplace,
-    entanglement_of,
-    fit_model,
-    provenance,
-    unmix_method,
-)
+from unmix_clip.jobs import Trained, Workplace, entanglement_of, fit_model, learned_method, provenance
 from unmix_clip.vocabulary import load_prompts
 
 FIGURES = ("map", "of1", "top1", "miou_objects", "miou_standard", "cross_activation", "background_activation")
@@ -92,33 +86,39 @@ class Study:
         tags = {
             **common,
             "task": "recognition",
-            "protocol": "average precision per class, all images",
-            **evaluate_tags(method, bench, thresholds, seed),
+            "protocol": RECOGNITION_PROTOCOL,
+            **evaluate_recognition(
+                tag_scores(method, bench), bench.labels, bench.dataset.classes, thresholds.tag, seed=seed
+            ),
         }
         return Measured(
             name=method.name,
             seed=seed,
             recognition=tags,
             segmentation={
-                name: {**common, "task": "segmentation", "protocol": f"{name}: {PROTOCOLS[name].note}", **figures}
-                for name, figures in masks.items()
+                name: {
+                    **common,
+                    "task": "segmentation",
+                    "protocol": f"{name}: {PROTOCOLS[name].note}",
+                    **evaluator.result(),
+                }
+                for name, evaluator in masks.items()
             },
             activation=evaluate_cross_activation(method, bench),
         )
 
-    def rivals(self, names: Sequence[str] = RIVALS) -> list[tuple[TrainingFree, Thresholds]]:
+    def rivals(self, names: Sequence[str] = PLAIN) -> list[tuple[TrainingFree, Thresholds]]:
         """Build the training-free rivals, everything of theirs chosen on validation scenes."""
         return [(rival, fit_thresholds(rival, self.val)) for rival in build_rivals(names, self.plain_texts, self.val)]
 
     def fit(self, config: TrainConfig, seed: int, checkpoint: Path | None = None) -> Trained:
         """Train a recipe with a seed."""
-        prompts = load_prompts(config.prompts)
-        return fit_model(self.place, replace(config, seed=seed), self.train, self.val, prompts, checkpoint=checkpoint)
+        return fit_model(self.place, replace(config, seed=seed), self.train, self.val, checkpoint=checkpoint)
 
     def measure_trained(self, trained: Trained, name: str) -> Measured:
         """Measure a trained recipe on the test scenes."""
         config = trained.state.model.config
-        method = unmix_method(trained.state.model, trained.texts, name)
+        method = learned_method(trained.state.model, trained.texts, name)
         measured = self.measure(method, trained.thresholds, config.seed)
         entanglement = entanglement_of(self.train.classes, trained.texts, trained.state.model)
         return replace(measured, mean_cosine=entanglement["after"]["mean_cosine"])
@@ -134,7 +134,7 @@ class Study:
         """Return `unseen_figures` of a trained recipe."""
         model = trained.state.model
         texts = self.place.texts(load_prompts(model.config.prompts), self.unseen.dataset.classes)
-        return self.unseen_figures(unmix_method(model, texts))
+        return self.unseen_figures(learned_method(model, texts))
 
     def unseen_figures(self, method: Method) -> dict[str, float]:
         """Return what happens on scenes with unseen names, all names asked.
@@ -142,12 +142,13 @@ class Study:
         mAP of the tags and mIoU over object pixels, each over the seen and over the unseen names.
         """
         names = self.unseen.dataset.classes
-        tags = evaluate_tags(method, self.unseen, None, groups=class_groups(names))
+        groups = class_groups(names)
+        tags = evaluate_recognition(tag_scores(method, self.unseen), self.unseen.labels, names, None, groups)
         ungated = Thresholds(tag=0.0, background=None)  # object pixels need no operating point
         protocol = PROTOCOLS["standard-objects"]
-        iou = evaluate_masks(method, self.unseen, ungated, [protocol])[protocol.name]["per_class_iou"]
+        iou = evaluate_masks(method, self.unseen, ungated, [protocol])[protocol.name].result()["per_class_iou"]
         figures = {"map_seen": tags["map_seen"], "map_unseen": tags["map_unseen"]}
-        for group, indices in class_groups(names).items():
+        for group, indices in groups.items():
             figures[f"miou_{group}"] = mean_defined([iou[names[i]] for i in indices]) or 0.0
         return figures
 

@@ -19,7 +19,8 @@ from unmix_clip.config import TrainConfig
 from unmix_clip.errors import InputError
 from unmix_clip.features import FeatureStore
 from unmix_clip.files import written_whole
-from unmix_clip.method.model import ClassTexts, UnmixModel
+from unmix_clip.method.model import ClassTexts, TagModel, UnmixModel
+from unmix_clip.models import build_model
 from unmix_clip.progress import progress_bar
 
 PRIOR = 0.05
@@ -40,17 +41,27 @@ class TrainingSet:
 class FitState:
     """Where a run stands; all of it is in the checkpoint."""
 
-    model: UnmixModel
+    model: TagModel
     optimizer: torch.optim.Optimizer
     epoch: int
     history: list[dict[str, float]]
 
 
-def build_untrained(config: TrainConfig, data: TrainingSet) -> UnmixModel:
-    """Build the projectors with seeded weights, and the constants that centre their inputs."""
+def build_untrained(config: TrainConfig, data: TrainingSet) -> TagModel:
+    """Build the model with seeded weights; projectors get the constants that centre their inputs."""
+    texts = data.texts
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = UnmixModel(config, data.texts.positive.shape[1])
+        token_width = texts.context.width if texts.context else 0
+        model = build_model(config, texts.positive.shape[1], token_width, texts.names)
+    if isinstance(model, UnmixModel):
+        _set_constants(model, data)
+    return model
+
+
+def _set_constants(model: UnmixModel, data: TrainingSet) -> None:
+    """Centre the inputs of projectors, and start the bias of the positive score where few classes are present."""
+    config = model.config
     if config.centre:
         model.patch_mean.copy_(mean_location(data.views[0]))
         model.pooled_mean.copy_(mean_pooled(data.views[0]))
@@ -60,7 +71,6 @@ def build_untrained(config: TrainConfig, data: TrainingSet) -> UnmixModel:
             _, patches, pooled, valid = next(data.views[0].batches(config.batch_size))
             logits = model.score(patches, model.project_queries(data.texts), valid, pooled).logits  # with bias 0
             model.bias.copy_((logits / config.gain).flatten().quantile(1 - PRIOR))
-    return model
 
 
 def mean_location(store: FeatureStore) -> Tensor:
@@ -92,7 +102,7 @@ def fit(
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
-    validate: Callable[[UnmixModel], dict[str, float]] | None = None,
+    validate: Callable[[TagModel], dict[str, float]] | None = None,
     source: str = "",
 ) -> FitState:
     """Train the projectors.

@@ -21,9 +21,9 @@ from unmix_clip.data.images import load_image
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.masks import cut_background
 from unmix_clip.evaluator import best_on_picture
-from unmix_clip.method.model import ClassTexts, Queries
+from unmix_clip.method.model import Queries
 from unmix_clip.runs import Run, load_run, require_backbone
-from unmix_clip.vocabulary import fill
+from unmix_clip.texts import encode_classes
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,12 @@ class Unmixer:
     def background(self) -> float:
         """Map value under which a pixel is background.
 
-        Where the run had no masks to fit it on, the map value at which a class is as likely as not: the learned bias,
-        or 0 with the dual score.
+        Where the run had no masks to fit it on, the map value at which a class is as likely as not.
         """
         fitted = self.run.thresholds.background
         if fitted is not None:
             return fitted
-        return float(self.run.model.bias) if self.run.model.config.score == "positive" else 0.0
+        return self.run.model.even_height
 
     def untrained(self, classes: Sequence[str]) -> list[str]:
         """Return the names that the model was not trained on: their scores can be poor."""
@@ -165,11 +164,7 @@ class Unmixer:
         if names not in self._queries:
             if len(set(names)) != len(names):
                 raise InputError(f"the class list names something twice ({', '.join(names)}); expected each name once")
-            self.backbone.require_known(names)
-            prompts = self.run.prompts
-            texts = ClassTexts(
-                *(self.backbone.encode_texts(fill(t, names)).cpu() for t in (prompts.positive, prompts.negative))
-            )
+            texts = encode_classes(self.backbone, self.run.prompts, names, self.run.synonyms)
             with torch.no_grad():
                 self._queries[names] = self.run.model.project_queries(texts)
         return self._queries[names]

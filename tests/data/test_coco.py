@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from support import SHARED, needs_shared
+from torchvision.datasets import CocoDetection
 
 from unmix_clip.data import load_data
 from unmix_clip.data.coco import decode_region
@@ -17,6 +18,7 @@ from unmix_clip.errors import InputError
 ROOT = SHARED / "coco96"
 SPLITS = {"train2017": (72, 550, 7, 2), "val2017": (24, 198, 1, 0)}
 """Photos, annotations, crowds among them, photos without objects (counted in the files)."""
+PUBLISHED = {"train2017": 118287, "val2017": 5000}
 
 
 @needs_shared
@@ -55,7 +57,8 @@ def test_labels_and_masks_agree_with_pycocotools_on_every_photo(split):
 def test_crowds_and_empty_photos_are_counted_and_kept(split, counts):
     dataset = load_data(f"coco:{ROOT}@{split}")
     notes = dict(zip(("annotations", "crowd_annotations", "images_without_objects"), counts[1:], strict=True))
-    assert (len(dataset.samples), dataset.notes) == (counts[0], notes)
+    part = {f"of {PUBLISHED[split]} pictures, not the published split": counts[0]}
+    assert (len(dataset.samples), dataset.notes) == (counts[0], part | notes)
     assert sum(not sample.labels.any() for sample in dataset.samples) == notes["images_without_objects"]
 
 
@@ -96,6 +99,30 @@ def test_a_class_shown_only_as_a_crowd_is_unknown_and_its_region_ignored(tiny):
     mask = dataset.samples[0].load_mask()
     assert (mask[:4, :4] == 2).all()
     assert (mask[5] == IGNORE).all()
+
+
+@needs_shared
+@pytest.mark.parametrize(("rule", "only_crowd"), [("unknown", -1), ("positive", 1), ("negative", 0)])
+def test_each_reading_of_crowds_agrees_with_the_targets_of_torchvision(rule, only_crowd):
+    dataset = load_data(f"coco:{ROOT}@train2017?crowd={rule}")
+    reference = CocoDetection(ROOT / "train2017", ROOT / "annotations" / "instances_train2017.json")
+    index_of = {category: i for i, category in enumerate(reference.coco.getCatIds())}
+    expected = np.zeros((len(reference), len(index_of)), dtype=int)
+    for row, image in zip(expected, reference.ids, strict=True):
+        targets = reference.coco.loadAnns(reference.coco.getAnnIds(image))
+        for crowd, label in ((1, only_crowd), (0, 1)):
+            row[[index_of[target["category_id"]] for target in targets if target["iscrowd"] == crowd]] = label
+    assert (label_matrix(dataset) == expected).all()
+    assert dataset.rules == {"crowd": rule}
+
+
+@pytest.mark.parametrize(("rule", "label"), [("unknown", -1), ("positive", 1), ("negative", 0)])
+def test_the_reading_of_crowds_moves_labels_and_never_masks(tiny, rule, label):
+    dataset = load_data(tiny() + f"?crowd={rule}")
+    assert label_matrix(dataset).tolist() == [[label, 1]]
+    assert (dataset.samples[0].load_mask()[5] == IGNORE).all()
+    with pytest.raises(InputError, match="crowd is 'some'; expected one of unknown, positive, negative"):
+        load_data(tiny() + "?crowd=some")
 
 
 def test_polygons_and_both_run_length_forms_decode_alike():

@@ -64,7 +64,7 @@ def test_a_missing_file_is_told():
 
 def test_prompts_are_fixed_and_have_one_place_for_the_name():
     assert load_prompts("paper") == Prompts("A photo of a {}", "Not a photo of a {}")
-    assert fill(load_prompts("plain").positive, ["dog"]) == ["a photo of a dog"]
+    assert fill(load_prompts("plain").positive[0], ["dog"]) == ["a photo of a dog"]
     with pytest.raises(InputError, match="expected one of plain, paper"):
         load_prompts("mine")
     with pytest.raises(InputError, match="2 places"):

@@ -29,6 +29,7 @@ class PixelProbe:
 
     head: nn.Linear
     name: str = "pixel-probe"
+    dense: str | None = None
 
     @torch.no_grad()
     def score(self, patches: Tensor, pooled: Tensor, valid: Tensor | None) -> Scores:

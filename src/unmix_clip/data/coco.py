@@ -1,8 +1,8 @@
 """COCO's own layout: ROOT/SPLIT/*.jpg and ROOT/annotations/instances_SPLIT.json (cocodataset.org, "Data format").
 
 Classes stand in the order of their category ids. A class that a picture shows only as a crowd is unknown (-1) for that
-picture: it is there, but no single object is marked. Pictures without objects are kept. In masks, smaller instances lie
-on top of larger ones, and crowd regions under all of them are IGNORE.
+picture (it is there, but no single object is marked) unless `crowd` says otherwise. Pictures without objects are kept.
+In masks, smaller instances lie on top of larger ones, and crowd regions under all of them are IGNORE.
 """
 
 import os
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
+from unmix_clip.data.counts import count_note
 from unmix_clip.data.images import image_digests, load_image, load_image_hw
 from unmix_clip.data.samples import IGNORE, Dataset, Sample
 from unmix_clip.errors import InputError
@@ -32,11 +33,24 @@ KEYS: dict[str, dict[str, tuple[type, ...]]] = {
     "categories": {"id": (int,), "name": (str,)},
 }
 """The parts of the file that are read, and the types of their entries."""
+CROWD = {"unknown": -1, "positive": 1, "negative": 0}
+"""The label of a class that a picture shows only as a crowd, by rule."""
 UNIQUE = (("images", "id"), ("images", "file_name"), ("categories", "id"), ("categories", "name"))
 
 
-def load_coco(root: Path, split: str) -> Dataset:
-    """Read one split; raises InputError for anything that is missing or malformed."""
+def load_coco(root: Path, split: str, *, crowd: str = "unknown") -> Dataset:
+    """Read one split.
+
+    Args:
+        root: the folder with annotations/ and a folder of pictures for each split.
+        split: the folder of the pictures, such as val2017.
+        crowd: `unknown`, `positive` or `negative`: what a class is that a picture shows only as a crowd.
+
+    Raises:
+        InputError: anything that is missing or malformed.
+    """
+    if crowd not in CROWD:
+        raise InputError(f"crowd is {crowd!r}; expected one of {', '.join(CROWD)}")
     if not os.path.isdir(root):  # Path.is_dir would raise for a name that is too long
         raise InputError(f"no folder {root}; expected {LAYOUT}")
     file = root / "annotations" / f"instances_{split}.json"
@@ -60,16 +74,17 @@ def load_coco(root: Path, split: str) -> Dataset:
             f"{len(missing)} of {len(paths)} pictures are missing, such as {missing[0]}; expected {LAYOUT}"
         )
     samples = [
-        _sample(image, path, annotations[image["id"]], index_of, digest)
+        _sample(image, path, annotations[image["id"]], index_of, digest, CROWD[crowd])
         for image, path, digest in zip(images, paths, image_digests(paths), strict=True)
     ]
     notes = {
+        **count_note("coco", split, len(samples)),
         "annotations": len(table["annotations"]),
         "crowd_annotations": sum(bool(a["iscrowd"]) for a in table["annotations"]),
         "images_without_objects": sum(not annotations[image["id"]] for image in images),
     }
     names = tuple(category["name"] for category in categories)
-    return Dataset(spec=f"coco:{root}@{split}", classes=names, samples=samples, notes=notes)
+    return Dataset(f"coco:{root}@{split}", names, samples, notes, rules={"crowd": crowd})
 
 
 def _checked(table: Any, file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -100,11 +115,16 @@ def _checked(table: Any, file: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _sample(
-    image: dict[str, Any], path: Path, annotations: list[dict[str, Any]], index_of: dict[int, int], digest: str
+    image: dict[str, Any],
+    path: Path,
+    annotations: list[dict[str, Any]],
+    index_of: dict[int, int],
+    digest: str,
+    crowd_label: int,
 ) -> Sample:
     told_hw = (image["height"], image["width"])
     labels = np.zeros(len(index_of), dtype=np.int8)
-    for crowd, value in ((True, -1), (False, 1)):  # an instance outweighs a crowd of the same class
+    for crowd, value in ((True, crowd_label), (False, 1)):  # an instance outweighs a crowd of the same class
         labels[[index_of[a["category_id"]] for a in annotations if bool(a["iscrowd"]) == crowd]] = value
 
     def check(found_hw: tuple[int, int]) -> None:
@@ -128,6 +148,7 @@ def _sample(
         load_image=load_checked,
         load_mask=load_mask,
         digest=digest,
+        image_hw=told_hw,
     )
 
 

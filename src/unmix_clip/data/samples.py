@@ -1,7 +1,7 @@
 """What a data set is to the rest of the program."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,8 @@ class Sample:
     load_image: Callable[[], Image.Image]
     load_mask: Callable[[], np.ndarray] | None  # (H, W) int32: 0 background, 1 + class index, IGNORE
     digest: str
+    image_hw: tuple[int, int] | None = None
+    """Rows and columns of the picture where they are known without reading it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class Dataset:
     classes: tuple[str, ...]
     samples: Sequence[Sample]
     notes: dict[str, int]
+    """What a person should know of it, as "what": how many."""
+    rules: dict[str, str] = field(default_factory=dict)
+    """The rules of reading that move figures, by name: {"difficult": "ignore"}; they go into every result."""
+    synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other words for some of the classes, by class; averaged where a recipe or a protocol asks for them."""
+    has_background: bool = True
+    """Whether masks have background pixels (0); False where every pixel has a class or is IGNORE."""
 
 
 def label_matrix(dataset: Dataset) -> np.ndarray:

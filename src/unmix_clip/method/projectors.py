@@ -4,6 +4,8 @@ RN101 (D = 512): Linear 512-256 for locations, Linear 512-384 - BatchNorm - ReLU
 426,752 parameters. RN50 (D = 1024): 1,705,472.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,14 +44,21 @@ class FixedStatisticsNorm(nn.Module):
 
 
 class TextProjector(nn.Sequential):
-    """Text features (T, D) -> (T, d): Linear - [norm] - ReLU - Linear, no biases."""
+    """Text features (T, D) -> (T, d): `depth` linear layers, [norm] and ReLU between them, no biases."""
 
-    def __init__(self, width: int, hidden: int, out: int, norm: bool) -> None:
-        layers: list[nn.Module] = [nn.Linear(width, hidden, bias=False)]
-        if norm:
-            layers.append(FixedStatisticsNorm(hidden))
-        layers += [nn.ReLU(), nn.Linear(hidden, out, bias=False)]
+    def __init__(self, width: int, hidden: int, out: int, norm: bool, depth: int = 2) -> None:
+        widths = [width, *[hidden] * (depth - 1), out]
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(pairwise(widths)):
+            if i:
+                layers += [FixedStatisticsNorm(before), nn.ReLU()] if norm else [nn.ReLU()]
+            layers.append(nn.Linear(before, after, bias=False))
         super().__init__(*layers)
+
+
+def image_projector(width: int, hidden: int, out: int, depth: int) -> nn.Module:
+    """Location features (..., D) -> (..., d): one linear layer as published, or `depth` of them with ReLU between."""
+    return nn.Linear(width, out, bias=False) if depth == 1 else TextProjector(width, hidden, out, False, depth)
 
 
 class Projectors(nn.Module):
@@ -60,6 +69,7 @@ class Projectors(nn.Module):
         out: width d of the shared projected space.
         hidden: hidden width of the text projector.
         text_norm: whether the text projector has its BatchNorm.
+        text_depth, image_depth: linear layers of either projector.
 
     Buffers:
         patch_mean, pooled_mean, text_mean: (D,) subtracted from L2-normalised inputs; zeros where a recipe does not
@@ -71,10 +81,12 @@ class Projectors(nn.Module):
     pooled_mean: Tensor
     text_mean: Tensor
 
-    def __init__(self, width: int, out: int, hidden: int, text_norm: bool) -> None:
+    def __init__(
+        self, width: int, out: int, hidden: int, text_norm: bool, *, text_depth: int = 2, image_depth: int = 1
+    ) -> None:
         super().__init__()
-        self.image = nn.Linear(width, out, bias=False)
-        self.text = TextProjector(width, hidden, out, text_norm)
+        self.image = image_projector(width, hidden, out, image_depth)
+        self.text = TextProjector(width, hidden, out, text_norm, text_depth)
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("patch_mean", torch.zeros(width))
         self.register_buffer("pooled_mean", torch.zeros(width))

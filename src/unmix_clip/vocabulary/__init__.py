@@ -12,14 +12,26 @@ from unmix_clip.errors import InputError
 
 @dataclass(frozen=True)
 class Prompts:
-    """A positive and a negative template, each with exactly one `{}` for the name."""
+    """Positive and negative templates, each with exactly one `{}` for the name; with several, features are averaged."""
 
-    positive: str
-    negative: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for template in (self.positive, self.negative):
-            _check_template(template)
+        for kind in ("positive", "negative"):
+            given = getattr(self, kind)
+            templates = (given,) if isinstance(given, str) else tuple(given)  # one template may stand alone in files
+            object.__setattr__(self, kind, templates)
+            for template in templates:
+                _check_template(template)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The classes of a data set in the order of its own ids, and other words for some of them."""
+
+    names: tuple[str, ...]
+    synonyms: dict[str, tuple[str, ...]]
 
 
 def load_prompts(name: str) -> Prompts:
@@ -28,6 +40,16 @@ def load_prompts(name: str) -> Prompts:
     if name not in entries:
         raise InputError(f"unknown prompts {name!r}; expected one of {', '.join(entries)}")
     return Prompts(**entries[name])
+
+
+def load_class_split(name: str) -> dict[str, tuple[str, ...]]:
+    """Return the `seen` and `unseen` names of an entry of splits.toml; InputError names those that exist."""
+    entries = tomllib.loads(_read("splits.toml"))
+    if name not in entries:
+        raise InputError(f"unknown class split {name!r}; expected one of {', '.join(entries)}")
+    unseen = tuple(entries[name]["unseen"])
+    others = tuple(other for other in coco_names() if other not in unseen)
+    return {"seen": tuple(entries[name].get("seen", others)), "unseen": unseen}
 
 
 def fill(template: str, names: Sequence[str]) -> list[str]:
@@ -44,6 +66,20 @@ def _check_template(template: str) -> None:
 def coco_names() -> tuple[str, ...]:
     """Return the 80 names of COCO in the order of their category ids."""
     return tuple(_read("coco.txt").splitlines())
+
+
+def load_names(name: str) -> ClassNames:
+    """Return one of the lists of class_lists/, such as `voc` or `ade20k`; InputError names those that exist."""
+    lists = resources.files(__package__).joinpath("class_lists")
+    known = sorted(file.name.removesuffix(".txt") for file in lists.iterdir())
+    if name not in known:
+        raise InputError(f"unknown class list {name!r}; expected one of {', '.join(known)}")
+    lines = _read(f"class_lists/{name}.txt").splitlines()
+    entries = [[word.strip() for word in line.split("|")] for line in lines if not line.startswith("#")]
+    return ClassNames(
+        names=tuple(first for first, *_ in entries),
+        synonyms={first: tuple(others) for first, *others in entries if others},
+    )
 
 
 def load_class_list(source: str) -> tuple[str, ...]:

@@ -74,4 +74,5 @@ def _sample(split: str, index: int, seed: int, size: int, classes: tuple[str, ..
         load_image=load_image,
         load_mask=load_mask,
         digest=hashlib.sha256(recipe.encode()).hexdigest(),
+        image_hw=(size, size),
     )

@@ -1,0 +1,178 @@
+"""Comparisons in one run: rivals, learned methods, seeds, pairs, unseen classes."""
+
+import json
+
+import numpy as np
+import pytest
+from support import read_json
+
+SMALL = ("--train-data", "scenes@train?n=150", "--fit-data", "scenes@val?n=60")
+RECOGNITION = ("compare", "--data", "scenes@test?n=60", "--task", "recognition", *SMALL)
+SEGMENTATION = ("compare", "--data", "scenes@test?n=30", "--task", "segmentation", *SMALL)
+
+
+def results(ran):
+    assert ran.code == 0, ran.err
+    return {one["method"]: one for one in json.loads(ran.out)["results"]}
+
+
+def test_learned_methods_are_trained_over_seeds_and_told_with_their_spread(cli_run):
+    methods = "clip,linear-probe,bce-projectors,dualcoop,unmix"
+    found = results(cli_run(*RECOGNITION, "--methods", methods, "--seeds", "0,1", "--json", "-"))
+    assert list(found) == methods.split(",")
+    assert "seeds" not in found["clip"]
+    for name in methods.split(",")[1:]:
+        one = found[name]
+        values = one["spread"]["map"]["values"]
+        assert one["seeds"] == [0, 1]
+        assert one["map"] == values[0] != values[1]
+        assert one["spread"]["map"]["mean"] == pytest.approx(np.mean(values))
+        assert one["spread"]["map"]["std"] == pytest.approx(np.std(values, ddof=1))
+        assert one["trained_on"].startswith("scenes@train?n=150")
+    assert found["unmix"]["map"] > 0.4
+
+
+def test_unmixing_on_top_of_a_rival_scores_that_rival_s_features(cli_run, tmp_path):
+    found = results(cli_run(*SEGMENTATION, "--methods", "naclip,unmix,unmix@naclip", "--json", "-"))
+    assert [one["dense"] for one in found.values()] == ["naclip", "maskclip", "naclip"]
+    assert found["unmix"]["miou"] != found["unmix@naclip"]["miou"]
+    run = tmp_path / "run"
+    data = ("--data", "scenes@train?n=150", "--val", "scenes@val?n=60")
+    assert cli_run("train", *data, "--dense", "naclip", "--out", run).code == 0
+    alone = ("evaluate", "--data", "scenes@test?n=30", "--task", "segmentation", "--model", run, "--json", "-")
+    again = json.loads(cli_run(*alone).out)
+    assert again["method"] == "unmix@naclip"
+    assert again["miou"] == pytest.approx(found["unmix@naclip"]["miou"], abs=1e-6)
+
+
+def test_every_published_rival_segments_scenes(cli_run):
+    rivals = "clip,maskclip,clip-surgery,sclip,clearclip,naclip,sc-clip"
+    found = results(cli_run(*SEGMENTATION, "--methods", rivals, "--json", "-", "--against", "maskclip"))
+    assert len({one["miou"] for one in found.values()}) == 7
+    assert "versus" not in found["maskclip"]
+    for name, one in found.items():
+        assert one["ci95"][0] <= one["miou"] <= one["ci95"][1]
+        if name != "maskclip":
+            versus = one["versus"]
+            assert versus["difference"] == pytest.approx(one["miou"] - found["maskclip"]["miou"])
+            assert versus["ci95"][0] <= versus["difference"] <= versus["ci95"][1]
+            assert 0 < versus["p"] <= 1
+
+
+def test_windows_and_refinement_are_named_and_change_the_masks(cli_run):
+    command = ("compare", "--data", "scenes@test?n=6", "--task", "segmentation", "--methods", "maskclip", *SMALL[2:])
+    plain = results(cli_run(*command, "--protocol", "standard-objects", "--json", "-"))["maskclip"]
+    sliding = ("sliding-objects,short_side_px=192,window_px=128,stride_px=64", "standard-objects,refinement=pamr")
+    for protocol in sliding:
+        one = results(cli_run(*command, "--protocol", protocol, "--json", "-"))["maskclip"]
+        assert one["protocol"].startswith(protocol)
+        assert one["protocol_settings"]["name"] == protocol
+        assert one["miou"] != plain["miou"]
+
+
+def test_a_window_over_the_whole_picture_gives_the_same_masks_as_no_window(cli_run):
+    command = ("compare", "--data", "scenes@test?n=12", "--task", "segmentation", "--methods", "maskclip", *SMALL[2:])
+    plain = results(cli_run(*command, "--protocol", "standard-objects", "--json", "-"))["maskclip"]
+    protocol = "sliding-objects,short_side_px=128,window_px=128,stride_px=128"
+    whole = results(cli_run(*command, "--protocol", protocol, "--json", "-"))["maskclip"]
+    assert whole["per_class_iou"] == plain["per_class_iou"]
+
+
+def test_scenes_with_unseen_names_are_told_apart_and_nothing_is_trained_on_them(cli_run):
+    command = ("compare", "--data", "scenes@unseen?n=60", "--task", "recognition", *SMALL, "--methods", "clip,unmix")
+    found = results(cli_run(*command, "--json", "-"))
+    for one in found.values():
+        seen, unseen = one["map_seen"], one["map_unseen"]
+        assert one["map_harmonic"] == pytest.approx(2 * seen * unseen / (seen + unseen))
+        assert set(one["f1_top3"]) == set(one["f1_top5"]) == {"precision", "recall", "f1"}
+    assert found["unmix"]["n_classes"] == 56
+    assert found["unmix"]["map_unseen"] > 0.2  # far above chance: their texts were never pushed away as negatives
+
+
+def test_partial_labels_are_unknown_in_training_and_in_average_precision(cli_run):
+    command = ("evaluate", "--task", "recognition", "--method", "clip", "--fit-data", "scenes@val?n=60", "--json", "-")
+    whole = json.loads(cli_run(*command, "--data", "scenes@test?n=60").out)
+    part = json.loads(cli_run(*command, "--data", "scenes@test?n=60&keep=0.5").out)
+    assert part["data"].endswith("keep=0.5")
+    assert part["data_rules"]["labels"].startswith("keep 0.5")
+    assert part["map"] != whole["map"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--methods", "clip,naclop"), "unknown method 'naclop'"),
+        (("--methods", "clip@naclip"), "METHOD@DENSE"),
+        (("--methods", "unmix@clop"), "unmix@clop"),
+        (("--methods", "clip", "--against", "unmix"), "--against 'unmix' is not measured"),
+        (("--methods", "clip", "--seeds", "a"), "--seeds"),
+        (("--methods", "clip", "--class-split", "coco-1-79"), "coco-48-17"),
+    ],
+)
+def test_wrong_comparisons_are_one_line(arguments, told, cli_run):
+    ran = cli_run(*RECOGNITION, *arguments)
+    assert ran.code == 2
+    assert told in ran.err.splitlines()[-1]
+
+
+def test_a_run_that_overlaps_what_is_evaluated_or_fitted_is_refused(cli_run):
+    ran = cli_run("compare", "--data", "scenes@test?n=9", "--task", "recognition", "--methods", "unmix",
+                  "--train-data", "scenes@test?n=4", "--fit-data", "scenes@val?n=9")  # fmt: skip
+    assert ran.code == 2
+    assert "share 4 pictures" in ran.err
+
+
+def test_runs_of_several_seeds_are_one_method(cli_run, tmp_path):
+    for seed in (0, 1):
+        data = (
+            "--data",
+            "scenes@train?n=100",
+            "--val",
+            "scenes@val?n=60",
+            "--set",
+            f"seed={seed}",
+            "--set",
+            "epochs=5",
+        )
+        assert cli_run("train", *data, "--out", tmp_path / f"{seed}").code == 0
+    file = tmp_path / "out.json"
+    ran = cli_run("compare", "--data", "scenes@test?n=40", "--task", "recognition", "--methods", "unmix,clip",
+                  "--model", tmp_path / "0", "--model", tmp_path / "1", "--json", file)  # fmt: skip
+    assert ran.code == 0
+    assert read_json(file)["results"][0]["seeds"] == [0, 1]
+    assert "±" in ran.out
+
+
+def test_an_ablation_trains_every_variant_with_every_seed_and_writes_one_table(cli_run, tmp_path):
+    table = tmp_path / "table.md"
+    ran = cli_run("ablate", "--data", "scenes@train?n=80", "--test", "scenes@val?n=30", "--val", "scenes@test?n=30",
+                  "--grid", "mfi_weight=0,30", "--grid", "dense=naclip", "--grid", "keep=0.5", "--set", "epochs=3",
+                  "--seeds", "0,1", "--markdown", table, "--json", tmp_path / "a.json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    rows = read_json(tmp_path / "a.json")["rows"]
+    assert [row["variant"] for row in rows] == ["base", "mfi_weight=0", "mfi_weight=30", "dense=naclip", "keep=0.5"]
+    for row in rows:
+        for key in ("map", "miou_objects", "miou_standard", "mean_cosine", "order_correlation"):
+            assert len(row["figures"][key]["values"]) == 2
+    cosine = {row["variant"]: row["figures"]["mean_cosine"]["mean"] for row in rows}
+    assert cosine["mfi_weight=30"] < cosine["mfi_weight=0"]
+    assert table.read_text().count("\n|") == 2 + 5
+
+
+def test_a_product_of_factors_has_every_combination(cli_run, tmp_path):
+    from unmix_clip.ablation import build_variants
+    from unmix_clip.config import TrainConfig
+
+    variants = build_variants(TrainConfig(), "maskclip", {"centre": ["true", "false"], "views": ["1", "2"]}, True)
+    assert [v.name for v in variants][1:] == [
+        f"centre={c}, views={v}" for c in ("true", "false") for v in ("1", "2")
+    ]  # fmt: skip
+    assert [(v.config.centre, v.config.views) for v in variants[1:]] == [(True, 1), (True, 2), (False, 1), (False, 2)]
+
+
+def test_a_wrong_grid_is_one_line(cli_run):
+    data = ("ablate", "--data", "scenes@train?n=8", "--test", "scenes@val?n=8", "--val", "scenes@test?n=8")
+    for grid, told in (("mfi_weigth=1", "did you mean mfi_weight"), ("centre", "key=value"), ("dense=x", "dense=x")):
+        ran = cli_run(*data, "--grid", grid)
+        assert ran.code == 2
+        assert told in ran.err
