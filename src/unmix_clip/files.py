@@ -42,6 +42,20 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{what} {path} is not valid JSON: {error}") from None
 
 
+def read_lines(file: Path, layout: str) -> list[str]:
+    """Return the lines of a list file without blank ones; raises InputError that names the layout."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}; expected {layout}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is no text in UTF-8; expected {layout}") from None
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise InputError(f"{file} is empty; expected one entry a line")
+    return lines
+
+
 def make_folder(path: Path) -> Path:
     """Create an output folder and make sure that it can be written; else raise InputError."""
     try:

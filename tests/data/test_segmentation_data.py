@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from support import SHARED, needs_shared
 from torchvision import datasets as reference
 
-from unmix_clip.data.mask_files import Coding, build_mapping, read_mask
+from unmix_clip.data.mask_files import CODINGS, UNEXPECTED, Coding, build_mapping, read_mask
 from unmix_clip.data.samples import IGNORE, label_matrix
 from unmix_clip.data.segmentation import (
     LAYOUTS,
@@ -24,6 +25,8 @@ from unmix_clip.errors import InputError
 from unmix_clip.vocabulary import load_names
 
 ROWS, COLUMNS = 6, 9
+COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+"""The category ids of COCO's 80 classes."""
 
 
 def save_picture(path):
@@ -88,7 +91,6 @@ def make_coco_stuff(root, form="stuffthingmaps", values=(0, 12, 91, 181, 255)):
 def make_coco(root):
     """A COCO folder with all 80 categories, under ids with gaps, and two overlapping objects."""
     save_picture(root / "val2017" / "1.jpg")
-    ids = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
     names = load_names("coco").names
     boxes = ([0, 0, 7, 0, 7, 5, 0, 5], 35, 18, 0), ([1, 1, 3, 1, 3, 3, 1, 3], 4, 90, 1)
     table = {
@@ -97,7 +99,7 @@ def make_coco(root):
             {"segmentation": [box], "area": area, "category_id": category, "id": i + 1, "image_id": 1, "iscrowd": 0}
             for box, area, category, i in boxes
         ],
-        "categories": [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)],
+        "categories": [{"id": i, "name": name} for i, name in zip(COCO_IDS, names, strict=True)],
     }
     (root / "annotations").mkdir()
     file = root / "annotations" / "instances_val2017.json"
@@ -192,6 +194,17 @@ def test_both_forms_of_coco_stuff_say_the_same(tmp_path):
     assert of_classes(original, original.samples[0].load_mask()) == {"person", "stop sign", "banner", "wood"}
     assert not original.has_background
     assert original.samples[0].load_mask().min() == IGNORE
+
+
+@needs_shared
+def test_stuffthingmaps_hold_category_ids_less_one():
+    table = json.loads((SHARED / "coco96" / "annotations" / "instances_val2017.json").read_text())
+    assert [category["id"] for category in table["categories"]] == COCO_IDS
+    mapping = CODINGS["coco-stuff stuffthingmaps"].mapping
+    names = load_names("coco_stuff").names
+    assert {c["name"]: names[mapping[c["id"] - 1] - 1] for c in table["categories"]} == {n: n for n in names[:80]}
+    assert [names[mapping[i - 1] - 1] for i in range(92, 183)] == list(names[80:])
+    assert (mapping != UNEXPECTED).sum() == 171 + 1
 
 
 def test_context_has_its_classes_by_name_and_background_only_in_context60(tmp_path):

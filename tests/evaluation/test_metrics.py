@@ -18,8 +18,8 @@ from unmix_clip.evaluation.metrics import (
     mean_defined,
     operating_point,
     per_class_ap,
-    top_k_f1,
     top1_in_scene,
+    top_k_f1,
 )
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 5))

@@ -2,9 +2,8 @@
 
 import pytest
 
-from unmix_clip.data.voc import CLASSES, SYNONYMS
 from unmix_clip.errors import InputError
-from unmix_clip.vocabulary import coco_names, load_names
+from unmix_clip.vocabulary import load_names
 
 SIZES = {"voc": 20, "context59": 59, "coco": 80, "coco_stuff": 171, "ade20k": 150, "cityscapes": 19}
 PLACES = {  # indices as the papers and label files of the data sets have them
@@ -33,7 +32,7 @@ def test_a_list_has_as_many_classes_as_its_data_set_each_in_its_place(name, size
 
 
 def test_the_names_of_coco_stand_in_all_its_lists():
-    assert load_names("coco").names == coco_names() == load_names("coco_stuff").names[:80]
+    assert load_names("coco").names == load_names("coco_stuff").names[:80]
     stuff = load_names("coco_stuff").names[80:]
     assert list(stuff) == sorted(stuff)
 
@@ -42,11 +41,6 @@ def test_context_is_in_the_alphabetical_order_of_converted_masks_and_holds_voc()
     names = load_names("context59").names
     assert list(names) == sorted(names)
     assert set(load_names("voc").names) - set(names) == {"diningtable"}  # it is "table" there
-
-
-def test_recognition_and_segmentation_on_voc_know_the_same_words():
-    listed = load_names("voc")
-    assert (listed.names, listed.synonyms) == (CLASSES, SYNONYMS)
 
 
 def test_no_background_word_is_an_object_of_voc_or_coco():

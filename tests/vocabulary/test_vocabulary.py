@@ -4,13 +4,13 @@ import pytest
 from support import SHARED, needs_shared
 
 from unmix_clip.errors import InputError
-from unmix_clip.vocabulary import Prompts, coco_names, fill, load_class_list, load_prompts
+from unmix_clip.vocabulary import Prompts, fill, load_class_list, load_class_split, load_names, load_prompts
 
 
 @needs_shared
 def test_the_coco_names_are_those_of_the_category_ids():
-    assert list(coco_names()) == (SHARED / "clip_text" / "coco_names.txt").read_text().splitlines()
-    assert load_class_list("coco") == coco_names()
+    assert list(load_names("coco").names) == (SHARED / "clip_text" / "coco_names.txt").read_text().splitlines()
+    assert load_class_list("coco") == load_names("coco").names
 
 
 def test_a_class_list_comes_from_commas_or_from_a_file_with_comments(tmp_path):
@@ -71,3 +71,12 @@ def test_prompts_are_fixed_and_have_one_place_for_the_name():
         Prompts("a {} {}", "no {}")
     with pytest.raises(InputError, match="0 places"):
         fill("a photo", ["dog"])
+
+
+@pytest.mark.parametrize(("name", "seen", "unseen"), [("coco-48-17", 48, 17), ("coco-65-15", 65, 15)])
+def test_seen_and_unseen_classes_are_different_names_of_coco(name, seen, unseen):
+    split = load_class_split(name)
+    assert (len(split["seen"]), len(split["unseen"])) == (seen, unseen)
+    assert len({*split["seen"], *split["unseen"]} & set(load_names("coco").names)) == seen + unseen
+    with pytest.raises(InputError, match="coco-48-17, coco-65-15"):
+        load_class_split("coco-1-79")

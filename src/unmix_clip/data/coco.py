@@ -19,6 +19,7 @@ from unmix_clip.data.images import image_digests, load_image, load_image_hw
 from unmix_clip.data.samples import IGNORE, Dataset, Sample
 from unmix_clip.errors import InputError
 from unmix_clip.files import read_json
+from unmix_clip.vocabulary import load_names
 
 LAYOUT = "coco:ROOT@SPLIT (ROOT/SPLIT/*.jpg, ROOT/annotations/instances_SPLIT.json)"
 KEYS: dict[str, dict[str, tuple[type, ...]]] = {
@@ -84,7 +85,8 @@ def load_coco(root: Path, split: str, *, crowd: str = "unknown") -> Dataset:
         "images_without_objects": sum(not annotations[image["id"]] for image in images),
     }
     names = tuple(category["name"] for category in categories)
-    return Dataset(f"coco:{root}@{split}", names, samples, notes, rules={"crowd": crowd})
+    synonyms = {name: words for name, words in load_names("coco").synonyms.items() if name in names}
+    return Dataset(f"coco:{root}@{split}", names, samples, notes, {"crowd": crowd}, synonyms)
 
 
 def _checked(table: Any, file: Path) -> dict[str, list[dict[str, Any]]]:

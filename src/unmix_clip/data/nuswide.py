@@ -14,8 +14,8 @@ import numpy as np
 from unmix_clip.data.counts import count_note
 from unmix_clip.data.images import image_digests, load_image
 from unmix_clip.data.samples import Dataset, Sample
-from unmix_clip.data.voc import read_lines
 from unmix_clip.errors import InputError
+from unmix_clip.files import read_lines
 
 LAYOUT = (
     "nuswide:ROOT@SPLIT (ROOT/ConceptsList/Concepts81.txt, ROOT/ImageList/{Train,Test}Imagelist.txt, "

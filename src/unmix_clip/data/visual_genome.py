@@ -12,9 +12,8 @@ import numpy as np
 
 from unmix_clip.data.images import image_digests, load_image
 from unmix_clip.data.samples import Dataset, Sample
-from unmix_clip.data.voc import read_lines
 from unmix_clip.errors import InputError
-from unmix_clip.files import read_json
+from unmix_clip.files import read_json, read_lines
 
 LAYOUT = (
     "vg:ROOT@SPLIT (ROOT/SPLIT_list_256.txt, ROOT/vg_category_256_labels_index.json, the names in "

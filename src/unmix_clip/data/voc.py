@@ -18,23 +18,13 @@ from unmix_clip.data.counts import count_note
 from unmix_clip.data.images import image_digests, load_image, load_image_hw, load_mask_png
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
+from unmix_clip.files import read_lines
+from unmix_clip.vocabulary import load_names
 
 LAYOUT = "voc2007:ROOT@SPLIT (ROOT/VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/Main}, or ROOT further inside)"
 YEARS = (2007, 2012)
-CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-"""In VOC's own order and spelling; mask value = 1 + index."""
-SYNONYMS = {
-    "aeroplane": ("airplane",),
-    "diningtable": ("dining table",),
-    "motorbike": ("motorcycle",),
-    "pottedplant": ("potted plant",),
-    "sofa": ("couch",),
-    "tvmonitor": ("tv", "tv monitor"),
-}
-"""Everyday words where VOC's differs."""
+CLASSES, SYNONYMS = load_names("voc").names, load_names("voc").synonyms
+"""In VOC's own order and spelling (mask value = 1 + index), and everyday words where VOC's differ."""
 DIFFICULT = {"ignore": -1, "negative": 0, "positive": 1}
 """The label of a class that a picture shows only as difficult objects, by rule."""
 
@@ -94,20 +84,6 @@ def find_voc(root: Path, year: int) -> Path:
     if not found:
         raise InputError(f"no {name} in {root}; expected {_layout(year)}")
     return found[0]
-
-
-def read_lines(file: Path, layout: str) -> list[str]:
-    """Return the lines of a list file without blank ones; raises InputError that names the layout."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}; expected {layout}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is no text in UTF-8; expected {layout}") from None
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
-        raise InputError(f"{file} is empty; expected one entry a line")
-    return lines
 
 
 def read_objects(file: Path) -> list[tuple[str, bool]]:

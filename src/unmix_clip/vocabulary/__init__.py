@@ -48,7 +48,7 @@ def load_class_split(name: str) -> dict[str, tuple[str, ...]]:
     if name not in entries:
         raise InputError(f"unknown class split {name!r}; expected one of {', '.join(entries)}")
     unseen = tuple(entries[name]["unseen"])
-    others = tuple(other for other in coco_names() if other not in unseen)
+    others = tuple(other for other in load_names("coco").names if other not in unseen)
     return {"seen": tuple(entries[name].get("seen", others)), "unseen": unseen}
 
 
@@ -63,16 +63,15 @@ def _check_template(template: str) -> None:
         raise InputError(f"prompt {template!r} has {template.count('{}')} places for a name; expected one {{}}")
 
 
-def coco_names() -> tuple[str, ...]:
-    """Return the 80 names of COCO in the order of their category ids."""
-    return tuple(_read("coco.txt").splitlines())
+def list_names() -> list[str]:
+    """Return the names of the lists in class_lists/."""
+    lists = resources.files(__package__).joinpath("class_lists")
+    return sorted(file.name.removesuffix(".txt") for file in lists.iterdir())
 
 
 def load_names(name: str) -> ClassNames:
     """Return one of the lists of class_lists/, such as `voc` or `ade20k`; InputError names those that exist."""
-    lists = resources.files(__package__).joinpath("class_lists")
-    known = sorted(file.name.removesuffix(".txt") for file in lists.iterdir())
-    if name not in known:
+    if name not in (known := list_names()):
         raise InputError(f"unknown class list {name!r}; expected one of {', '.join(known)}")
     lines = _read(f"class_lists/{name}.txt").splitlines()
     entries = [[word.strip() for word in line.split("|")] for line in lines if not line.startswith("#")]
@@ -86,14 +85,14 @@ def load_class_list(source: str) -> tuple[str, ...]:
     """Read class names.
 
     Args:
-        source: a file with one name a line (`#` starts a comment line), names separated by commas, or `coco` for the
-            80 names of COCO.
+        source: a file with one name a line (`#` starts a comment line), names separated by commas, or a list that
+            ships, such as `coco` or `voc`.
 
     Raises:
         InputError: a file that is missing or no text, an empty name, a name given twice.
     """
-    if source == "coco":
-        return coco_names()
+    if source in list_names():
+        return load_names(source).names
     if os.path.isfile(source):  # Path.is_file would raise for a list that is longer than a file name may be
         lines = _read_lines(Path(source))
         found = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if not line.lstrip().startswith("#")]
