@@ -18,10 +18,13 @@ import huggingface_hub
 import huggingface_hub.constants
 import open_clip
 import torch
+from open_clip.factory import load_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from unmix_clip.backbones.huggingface import FILES as HUGGINGFACE_FILES
+from unmix_clip.backbones.huggingface import convert_state_dict, find_clip_weights
 from unmix_clip.errors import InputError
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -93,7 +96,10 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
     """
     _require_plain_tensors(path)
     try:
-        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+        if path.name in HUGGINGFACE_FILES and find_clip_weights(path.parent) == path:
+            model.load_state_dict(convert_state_dict(load_state_dict(str(path), weights_only=True)))
+        else:
+            open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the weights in {path} are not those of {name}: {reason}; name their architecture") from error
