@@ -83,8 +83,9 @@ def test_segmentation_names_its_protocol(small_run, cli_run, protocol):
 def test_compare_measures_every_method_in_one_table(small_run, cli_run, tmp_path):
     file = tmp_path / "compared.json"
     ran = cli_run(
-        "compare", "--data", "scenes@test?n=80", "--task", "recognition", "--model", small_run, "--json", file
-    )
+        "compare", "--data", "scenes@test?n=80", "--task", "recognition", "--model", small_run, "--json", file,
+        "--fit-data", "scenes@val?n=100",
+    )  # fmt: skip
     results = read_json(file)["results"]
     assert [r["method"] for r in results][:3] == ["unmix", "clip", "clip-softmax"]
     assert len(results) == 14
@@ -93,7 +94,7 @@ def test_compare_measures_every_method_in_one_table(small_run, cli_run, tmp_path
 
 
 def test_one_method_alone_gives_the_same_as_in_a_comparison(small_run, cli_run):
-    data = ("--data", "scenes@test?n=60", "--task", "segmentation", "--json", "-")
+    data = ("--data", "scenes@test?n=60", "--fit-data", "scenes@val?n=60", "--task", "segmentation", "--json", "-")
     alone = json.loads(cli_run("evaluate", *data, "--method", "maskclip", "--backbone", "mini").out)
     both = json.loads(cli_run("compare", *data, "--methods", "unmix,maskclip", "--model", small_run).out)["results"]
     assert both[1]["miou"] == alone["miou"]

@@ -31,7 +31,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset
 
-from unmix_clip.backbones.dense import attention_pool, modified_resnet_feature_map
+from unmix_clip.backbones.dense import encode_pixels
 from unmix_clip.backbones.mini import CONTEXT_LENGTH, MiniTokenizer, build_model
 from unmix_clip.data.scenes.captions import known_words, write_caption
 from unmix_clip.data.scenes.compose import compose_scene, draw_names
@@ -131,8 +131,7 @@ def train_step(model: CLIP, tokenizer: MiniTokenizer, batch: tuple, device: torc
     x = (pixels.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        feature_map = modified_resnet_feature_map(model.visual, x)
-        images = attention_pool(model.visual.attnpool, feature_map).pooled.float()
+        images = encode_pixels(model.visual, x, ()).pooled.float()
     texts = [model.encode_text(tokenizer(told).to(device)) for told in captions]  # so small that 16 bit would be slower
     scale = model.logit_scale.exp().clamp(max=100)
     return sum(contrastive_loss(images, text, scale) for text in texts) / len(texts)
