@@ -141,6 +141,9 @@ def test_runs_of_several_seeds_are_one_method(cli_run, tmp_path):
     assert ran.code == 0
     assert read_json(file)["results"][0]["seeds"] == [0, 1]
     assert "±" in ran.out
+    found = results(cli_run(*RECOGNITION, "--methods", "unmix,linear-probe", "--model", tmp_path / "0", "--json", "-"))
+    assert found["unmix"]["trained_on"].startswith("scenes@train?n=100")  # the run
+    assert found["linear-probe"]["trained_on"].startswith("scenes@train?n=150")  # trained here, for want of a run
 
 
 def test_an_ablation_trains_every_variant_with_every_seed_and_writes_one_table(cli_run, tmp_path):

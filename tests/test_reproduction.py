@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support import SHARED, needs_shared
 
 from unmix_clip.config import TrainConfig, load_config, recipe_names
 from unmix_clip.errors import InputError
@@ -131,3 +132,19 @@ def test_a_small_experiment_prints_published_beside_ours(cli_run, small, tmp_pat
     assert "labels-90 ON" in ran.out
     assert "published" in ran.out
     assert "keep=0.9" in result["data"]
+
+
+def test_windows_and_views_are_counted_as_passes():
+    experiment = load_experiment("zs3-coco14-vitb16", places_of("zs3"))
+    assert experiment.passes(experiment.train) == 4  # views of the recipe `paper`
+    assert experiment.passes("voc21:/data/voc2012@val") == 2 * 3  # 336 x 448 in windows of 224 every 112
+    assert experiment.passes("cityscapes:/data/cityscapes@val") == 4 * 6  # 560 x 746
+
+
+@needs_shared
+def test_a_dry_run_reads_no_picture(monkeypatch):
+    from unmix_clip.data import images, load_data
+
+    monkeypatch.setattr(images, "image_digest", None)  # would fail
+    with images.pictures_unread():
+        assert len(load_data(f"coco:{SHARED / 'coco96'}@val2017").samples) == 24

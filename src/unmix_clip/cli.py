@@ -289,14 +289,13 @@ def reproduce(
 ) -> None:
     """A recipe over its seeds: published | ours mean and spread | difference."""
     from unmix_clip import reproduction
-    from unmix_clip.data import load_data
     from unmix_clip.report.tables import format_check, format_reproduction
 
     places = dict(item.partition("=")[::2] for item in data or [])
     if empty := [key for key, path in places.items() if not path]:
         raise InputError(f"--data {empty[0]!r} names no place; expected KEY=PATH, such as voc2007=/data/VOCdevkit")
     experiment = reproduction.load_experiment(recipe, places, trap or [], backbone)
-    checked = reproduction.check(experiment, cache, device, load_data)
+    checked = reproduction.check(experiment, cache, device)
     if dry_run:
         _write({"task": "dry run", "recipe": experiment.name, **checked}, json_file)
         if json_file != "-":

@@ -148,7 +148,7 @@ def compare(place: Workplace, plan: Plan, runs: Sequence[Run] = ()) -> list[dict
     plan = replace(plan, protocol=plan.protocol.on(dataset.has_background))
     dense = list(dict.fromkeys(dense for _, dense in wanted.values() if dense)) or ["maskclip"]
     bench = place.bench(dataset, dense, plan.protocol if plan.task == "segmentation" else None)
-    maker = _Maker(place, plan, runs, bench, dense)
+    maker = _Maker(place, plan, runs, bench, wanted.values())
     measured: dict[str, list[Measured]] = {}
     for name, (base, of_dense) in wanted.items():
         measured[name] = [_measure(place, plan, bench, one) for one in maker.candidates(name, base, of_dense)]
@@ -184,8 +184,16 @@ def _parse(name: str, place: Workplace, runs: Sequence[Run]) -> tuple[str, str |
 class _Maker:
     """Makes candidates; what several of them share (fitting split, texts, training data) is prepared once."""
 
-    def __init__(self, place: Workplace, plan: Plan, runs: Sequence[Run], bench: Bench, dense: Sequence[str]) -> None:
-        self._place, self._plan, self._runs, self._bench, self._dense = place, plan, runs, bench, dense
+    def __init__(
+        self,
+        place: Workplace,
+        plan: Plan,
+        runs: Sequence[Run],
+        bench: Bench,
+        wanted: Iterable[tuple[str, str | None]],
+    ) -> None:
+        self._place, self._plan, self._runs, self._bench = place, plan, runs, bench
+        self._trains = any(base in LEARNED and not self._runs_of(base, dense) for base, dense in wanted)
         self._fitting: Bench | None = None
         self._training: Dataset | None = None
 
@@ -193,11 +201,13 @@ class _Maker:
         """Return the candidates of one method: one, or one a seed."""
         if base not in LEARNED:
             return [self._training_free(name)]
-        runs = [r for r in self._runs if run_name(r).partition("@")[0] == base and r.identity.dense == dense]
-        if runs:
+        if runs := self._runs_of(base, dense):
             return [self._from_run(name, run) for run in runs]
         assert dense is not None, "learned methods score locations"
         return [self._trained(name, LEARNED[base], dense, seed) for seed in self._plan.seeds]
+
+    def _runs_of(self, base: str, dense: str | None) -> list[Run]:
+        return [r for r in self._runs if run_name(r).partition("@")[0] == base and r.identity.dense == dense]
 
     def _training_free(self, name: str) -> Candidate:
         prompts = self._runs[0].prompts if self._runs else load_prompts("plain")
@@ -274,9 +284,8 @@ class _Maker:
         if self._fitting is not None:
             return
         place, plan, dataset = self._place, self._plan, self._bench.dataset
-        learns = any(name.partition("@")[0] in LEARNED for name in plan.methods) and not self._runs
         spec = plan.fit_data or sibling_split(plan.data)
-        train_spec = (plan.train_data or sibling_split(plan.data, "train")) if learns else None
+        train_spec = (plan.train_data or sibling_split(plan.data, "train")) if self._trains else None
         if spec is None and train_spec is None:
             raise InputError(f"methods fit their thresholds on other pictures than {plan.data}: name them (--fit-data)")
         training = self._trainable(place.load(train_spec)) if train_spec else None
@@ -295,7 +304,7 @@ class _Maker:
             require_disjoint(training, dataset, "evaluated")
             require_disjoint(fitting, training, "trained on")
         protocol = plan.protocol if plan.task == "segmentation" else None
-        self._training, self._fitting = training, place.bench(fitting, self._dense, protocol)
+        self._training, self._fitting = training, place.bench(fitting, list(self._bench.stores), protocol)
 
     def _trainable(self, dataset: Dataset) -> Dataset:
         """Leave the classes out that are not evaluated, or that are to stay unseen."""

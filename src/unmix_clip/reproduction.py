@@ -20,7 +20,10 @@ from unmix_clip.backbones import build_backbone
 from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.comparison import Plan, compare
 from unmix_clip.config import TrainConfig, config_from_dict, read_recipe
-from unmix_clip.data.samples import Dataset, match_classes
+from unmix_clip.data import load_data
+from unmix_clip.data.images import pictures_unread
+from unmix_clip.data.samples import match_classes
+from unmix_clip.data.windows import window_boxes
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.metrics import mean_defined
 from unmix_clip.evaluation.protocols import find_protocol
@@ -76,6 +79,18 @@ class Experiment:
         """Return every data set that is needed, each once."""
         needed = [self.train, self.fit, *(cell.data for cell in self.cells), *(cell.fit for cell in self.cells)]
         return list(dict.fromkeys(spec for spec in needed if spec))
+
+    def passes(self, spec: str) -> int:
+        """Return how often the backbone sees each picture of a data set: views, or windows of a 4:3 picture."""
+        if spec == self.train:
+            return self.config.views
+        protocols = [find_protocol(cell.protocol) for cell in self.cells if spec in (cell.data, cell.fit)]
+        windows = [
+            len(window_boxes((p.short_side_px, p.short_side_px * 4 // 3), p.window_px, p.stride_px))
+            for p in protocols
+            if p.slides
+        ]
+        return max(windows, default=1)
 
 
 def load_experiment(
@@ -149,8 +164,8 @@ def _with_traps(spec: str, traps: Sequence[str], training: bool) -> str:
     return spec + ("&" if "?" in spec else "?") * bool(options) + "&".join(options)
 
 
-def check(experiment: Experiment, cache: Path | None, device: str, load: Callable[[str], Dataset]) -> dict[str, Any]:
-    """Check paths, counts, weights, disk and time; nothing long is started.
+def check(experiment: Experiment, cache: Path | None, device: str) -> dict[str, Any]:
+    """Check paths, counts, weights, disk and time; nothing long is started, no picture is read.
 
     Returns:
         `checks`: one entry a thing that is needed, its `problem` null where it is fine; `disk_gb`, `free_gb`; and
@@ -166,14 +181,15 @@ def check(experiment: Experiment, cache: Path | None, device: str, load: Callabl
     pictures = 0
     for spec in experiment.specs():
         try:
-            dataset = load(spec)
+            with pictures_unread():
+                dataset = load_data(spec)
         except InputError as error:
             checks.append({"what": spec, "found": None, "problem": str(error)})
             continue
         notes = "".join(f"; {count} {note}" for note, count in dataset.notes.items())
         found = f"{len(dataset.samples)} pictures, {len(dataset.classes)} classes{notes}"
         checks.append({"what": spec, "found": found, "problem": None})
-        pictures += len(dataset.samples) * (experiment.config.views if spec == experiment.train else 1)
+        pictures += len(dataset.samples) * experiment.passes(spec)
     result: dict[str, Any] = {"checks": checks, "pictures": pictures, "disk_gb": None, "free_gb": None, "hours": None}
     if backbone is not None:
         root = cache or default_cache()

@@ -129,7 +129,7 @@ def format_check(checked: dict[str, Any]) -> str:
              for one in checked["checks"]]  # fmt: skip
     if checked["hours"] is not None:
         lines.append(
-            f"features of {checked['pictures']} pictures and views: {checked['disk_gb']:.1f} GB "
+            f"features of {checked['pictures']} pictures, views and windows: {checked['disk_gb']:.1f} GB "
             f"({checked['free_gb']:.1f} GB free), about {checked['hours']:.1f} hours on this machine"
         )
     return "\n".join(lines)
