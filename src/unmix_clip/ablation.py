@@ -15,11 +15,11 @@ import numpy as np
 
 from unmix_clip.config import TrainConfig, config_from_dict
 from unmix_clip.data.partial import hide_labels
-from unmix_clip.data.samples import match_classes
+from unmix_clip.data.samples import Dataset, match_classes
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.metrics import mean_defined, per_class_ap
 from unmix_clip.evaluation.protocols import PROTOCOLS
-from unmix_clip.evaluator import evaluate_cross_activation, evaluate_masks, tag_scores
+from unmix_clip.evaluator import Bench, evaluate_cross_activation, evaluate_masks, tag_scores
 from unmix_clip.jobs import Workplace, entanglement_of, fit_model, provenance, require_disjoint, sibling_split
 from unmix_clip.progress import progress_bar
 
@@ -148,7 +148,9 @@ def ablate(
     }
 
 
-def _measure(place: Workplace, config: TrainConfig, training: Any, fitting: Any, bench: Any) -> dict[str, Any]:
+def _measure(
+    place: Workplace, config: TrainConfig, training: Dataset, fitting: Bench, bench: Bench
+) -> dict[str, float | None]:
     """Train one variant with one seed and measure it."""
     started = time.monotonic()
     trained = fit_model(place, config, training, fitting)
@@ -156,7 +158,7 @@ def _measure(place: Workplace, config: TrainConfig, training: Any, fitting: Any,
     method = trained.method
     entanglement = entanglement_of(training.classes, trained.texts, trained.state.model)
     after = entanglement.get("after", {})
-    figures: dict[str, Any] = {
+    figures: dict[str, float | None] = {
         "map": mean_defined(per_class_ap(tag_scores(method, bench), bench.labels)),
         "mean_cosine": after.get("mean_cosine"),
         "order_correlation": after.get("order_correlation"),

@@ -4,7 +4,7 @@ A method gives `Scores` for a batch of stored features; whatever it is, its oper
 its figures taken on another, by the same code.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -148,12 +148,11 @@ class Bench:
             refinement: see `Protocol`.
         """
         grids = maps.T.reshape(maps.shape[1], -1, *self.store.grid_hw)  # (C, windows, h, w)
-        to_pixels: Callable[[Tensor], Tensor] = partial(self._to_pixels, index, (truth.shape[0], truth.shape[1]))
-        if refinement == "pamr":
-            image = torch.from_numpy(np.array(self.dataset.samples[index].load_image())).permute(2, 0, 1) / 255
-            plain = to_pixels
-            to_pixels = lambda grids: refine_pamr(plain(grids), image)  # noqa: E731
-        return best_on_pixels(grids, to_pixels, allowed)
+        to_pixels = partial(self._to_pixels, index, (truth.shape[0], truth.shape[1]))
+        if refinement == "none":
+            return best_on_pixels(grids, to_pixels, allowed)
+        image = torch.from_numpy(np.array(self.dataset.samples[index].load_image())).permute(2, 0, 1) / 255
+        return best_on_pixels(grids, lambda some: refine_pamr(to_pixels(some), image), allowed)
 
     def _to_pixels(self, index: int, image_hw: tuple[int, int], grids: Tensor) -> Tensor:
         """(k, windows, h, w) -> (k, H, W)."""

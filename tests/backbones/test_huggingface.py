@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from unmix_clip.backbones import build_backbone
+from unmix_clip.backbones.huggingface import require_architecture
 from unmix_clip.errors import InputError
 
 WIDTH, HEADS = 32, {"text": 2, "vision": 2}
 LAYERS = {"text": 1, "vision": 3}  # tiny-ViT, see tiny_models.py
+TOWER = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 2}
 
 
 def linear(state, name, x):
@@ -83,6 +85,13 @@ def state():
     return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
 
 
+def config_of(act="quick_gelu", **vision):
+    """The config.json of tiny-ViT; what is left out is as in transformers."""
+    towers = {f"{tower}_config": {**TOWER, "num_hidden_layers": n, "hidden_act": act} for tower, n in LAYERS.items()}
+    towers["vision_config"] |= {"patch_size": 16, **vision}
+    return {"model_type": "clip", "projection_dim": 24, **towers}
+
+
 def write(folder, state, config):
     folder.mkdir(exist_ok=True)
     save_file(state, folder / "model.safetensors")
@@ -94,9 +103,8 @@ def write(folder, state, config):
     ("act", "activation"), [("gelu", F.gelu), ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x))]
 )
 def test_a_clipmodel_folder_gives_the_features_of_transformers(act, activation, state, tmp_path):
-    config = {"model_type": "clip", "text_config": {"hidden_act": act}, "vision_config": {"hidden_act": act}}
     state["text_model.embeddings.position_ids"] = torch.arange(77)[None]  # old versions stored them
-    folder = write(tmp_path / "clip", state, config)
+    folder = write(tmp_path / "clip", state, config_of(act))
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
     clip = build_backbone(f"tiny-ViT:{folder}")
     assert clip.preprocess.mean == (0.5,) * 3
@@ -108,16 +116,89 @@ def test_a_clipmodel_folder_gives_the_features_of_transformers(act, activation, 
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
 
 
-def test_folders_of_other_models_and_other_architectures_are_told(state, tmp_path):
-    blip = write(tmp_path / "blip", state, {"model_type": "blip"})
-    with pytest.raises(InputError, match="type 'blip'; expected 'clip'"):
-        build_backbone(f"tiny-ViT:{blip}")
-    clip = write(tmp_path / "clip", state, {"model_type": "clip"})
-    with pytest.raises(InputError, match="are not those of ViT-B-32"):
-        build_backbone(f"ViT-B-32:{clip}")
-    odd = write(tmp_path / "odd", state, {"model_type": "clip", "text_config": {"hidden_act": "relu"}})
-    with pytest.raises(InputError, match="expected quick_gelu or gelu"):
-        build_backbone(f"tiny-ViT:{odd}")
-    (clip / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no model\.safetensors and no pytorch_model\.bin"):
-        build_backbone(f"tiny-ViT:{clip}")
+@pytest.fixture
+def pooled(tmp_path):
+    """Features of one picture by the backbone that a spec names."""
+    pixels = torch.randn(1, 3, 224, 224)
+    return lambda spec: build_backbone(spec).encode_images(pixels).pooled
+
+
+def test_a_torch_file_half_precision_and_the_file_itself_give_the_same_features(state, pooled, tmp_path):
+    state = {name: tensor.half() for name, tensor in state.items()}
+    folder = write(tmp_path / "clip", state, config_of())
+    expected = pooled(f"tiny-ViT:{folder}")
+    assert torch.equal(pooled(f"tiny-ViT:{folder}/model.safetensors"), expected)  # the activation is the config's too
+    torch.save(state, folder / "pytorch_model.bin")
+    assert torch.equal(pooled(f"tiny-ViT:{folder}/pytorch_model.bin"), expected)
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(pooled(f"tiny-ViT:{folder}"), expected)
+    assert build_backbone(f"tiny-ViT:{folder}").identity.activation == "quick_gelu"
+    assert not torch.allclose(pooled(f"tiny-ViT:{write(tmp_path / 'gelu', state, config_of('gelu'))}"), expected)
+
+
+def test_a_config_in_the_way_of_old_versions_is_read(state, pooled, tmp_path):
+    config = config_of("gelu")
+    old = config | {f"{part}_dict": config[part] for part in ("text_config", "vision_config")}
+    old |= {"text_config": None, "vision_config": {"hidden_size": 1}}  # what stands under _dict wins
+    expected = pooled(f"tiny-ViT:{write(tmp_path / 'new', state, config)}")
+    assert torch.equal(pooled(f"tiny-ViT:{write(tmp_path / 'old', state, old)}"), expected)
+
+
+def test_open_clips_own_weights_beside_a_config_of_transformers_are_used(pooled, tmp_path):
+    model = build_backbone("tiny-ViT:random-5").model
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config_of()))
+    assert torch.equal(pooled(f"tiny-ViT:{tmp_path}"), pooled("tiny-ViT:random-5"))
+
+
+def refusal(spec):
+    with pytest.raises(InputError) as caught:
+        build_backbone(spec)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_of_another_architecture_is_told_with_the_one_that_it_is(state, tmp_path):
+    # The number of heads shows in no shape: without the config, wrong features would come out in silence.
+    heads = write(tmp_path / "heads", state, config_of(num_attention_heads=4))
+    message = refusal(f"tiny-ViT:{heads}")
+    assert "vision_config.num_attention_heads 4 (expected 2)" in message
+    assert "no architecture that fits" in message
+    base = write(tmp_path / "base", state, {"model_type": "clip"})  # all as transformers' defaults: ViT-B-32
+    message = refusal(f"ViT-L-14:{base}")
+    assert "vision_config.hidden_size 768 (expected 1024)" in message
+    assert "projection_dim 512 (expected 768)" in message
+    assert message.endswith("; name ViT-B-32")
+    for name in ("RN50", "ViT-L-14-CLIPA"):
+        assert f"no plain ViT like {name}; name ViT-B-32" in refusal(f"{name}:{base}")
+    assert "are not those of ViT-B-32" in refusal(f"ViT-B-32:{base}")  # the config fits, the tensors do not
+
+
+@pytest.mark.parametrize(
+    ("name", "towers"),
+    [  # (width, layers, heads, mlp) of image and text, patch, projection: as the model cards' config.json have them
+        ("ViT-B-16", ((768, 12, 12, 3072), (512, 12, 8, 2048), 16, 512)),
+        ("ViT-L-14", ((1024, 24, 16, 4096), (768, 12, 12, 3072), 14, 768)),
+        ("ViT-H-14", ((1280, 32, 16, 5120), (1024, 24, 16, 4096), 14, 1024)),
+        ("ViT-bigG-14", ((1664, 48, 16, 8192), (1280, 32, 20, 5120), 14, 1280)),
+    ],
+)
+def test_the_published_architectures_are_known_by_their_config(name, towers, tmp_path):
+    vision, text, patch, projection = towers
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = {"projection_dim": projection, "text_config": dict(zip(keys, text, strict=True))}
+    config["vision_config"] = dict(zip(keys, vision, strict=True)) | {"patch_size": patch}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    require_architecture(tmp_path, name)
+    with pytest.raises(InputError, match=f"; name {name}$"):
+        require_architecture(tmp_path, "ViT-B-32")
+
+
+def test_folders_of_other_models_and_without_weights_are_told(state, tmp_path):
+    for kind in ("blip", "siglip"):
+        folder = write(tmp_path / kind, state, {"model_type": kind})
+        assert f"of type '{kind}'; expected 'clip'" in refusal(f"tiny-ViT:{folder}")
+    odd = write(tmp_path / "odd", state, config_of("relu"))
+    assert "expected quick_gelu or gelu" in refusal(f"tiny-ViT:{odd}")
+    (odd / "model.safetensors").unlink()
+    assert "no model.safetensors and no pytorch_model.bin" in refusal(f"tiny-ViT:{odd}")

@@ -259,16 +259,47 @@ def test_the_order_of_classes_is_compared_by_ranks_as_scipy_does():
     rng = np.random.default_rng(0)
     before = rng.standard_normal((12, 6))
     after = before[:, :4] + 0.5 * rng.standard_normal((12, 4))
-    after[3] = after[7]  # equal cosines share their rank
     pairs = [(i, j) for i in range(12) for j in range(i + 1, 12)]
 
     def cosines(x):
         return [x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in pairs]
 
-    expected = spearmanr(np.round(cosines(before), 12), np.round(cosines(after), 12)).statistic
-    assert order_correlation(before, after) == pytest.approx(expected, abs=1e-3)
+    expected = spearmanr(cosines(before), cosines(after)).statistic
+    assert order_correlation(before, after) == pytest.approx(expected, abs=1e-9)
     assert order_correlation(before, 3 * before) == pytest.approx(1)
     assert order_correlation(before, np.eye(12)) is None  # all cosines are 0: no order is left
+
+
+def test_equal_cosines_share_their_mean_rank_as_scipy_has_it():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(1)
+    before, after = rng.choice([-1.0, 1.0], (9, 4)), rng.choice([-1.0, 1.0], (9, 4))  # cosines are exact: -1, -0.5, ...
+    rows, columns = np.triu_indices(9, k=1)
+    pairs = [(x @ x.T / 4)[rows, columns] for x in (before, after)]
+    assert len(np.unique(pairs[0])) < 6
+    assert order_correlation(before, after) == pytest.approx(spearmanr(*pairs).statistic, abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", [order_correlation, neighbour_overlap])
+def test_the_order_of_other_classes_or_of_one_class_is_refused(measure):
+    for before, after in ((np.eye(3), np.eye(4)), (np.eye(4), np.eye(3)), (np.eye(1), np.eye(1))):
+        with pytest.raises(InputError, match="expected those of the same classes, at least 2"):
+            measure(before, after)
+
+
+def test_kept_neighbours_equal_a_loop_over_classes():
+    rng = np.random.default_rng(2)
+    before = rng.standard_normal((15, 6))
+    after = before[:, :4] + 0.5 * rng.standard_normal((15, 4))
+
+    def nearest(x, i):
+        others = [j for j in range(15) if j != i]
+        return set(sorted(others, key=lambda j: -(x[i] @ x[j]) / np.linalg.norm(x[j]))[:5])
+
+    expected = sum(len(nearest(before, i) & nearest(after, i)) for i in range(15)) / (15 * 5)
+    assert 0.2 < expected < 0.9
+    assert neighbour_overlap(before, after) == pytest.approx(expected)
 
 
 def test_the_nearest_names_that_are_kept_are_counted():

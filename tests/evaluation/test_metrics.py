@@ -236,6 +236,10 @@ def test_top_k_f1_counts_the_k_highest_known_names_of_every_picture():
     assert top_k_f1(scores, labels, 2) == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
     assert top_k_f1(scores, labels, 1) == {"precision": 0.5, "recall": 0.25, "f1": pytest.approx(1 / 3)}
     assert top_k_f1(scores, np.zeros((2, 4), dtype=int), 2)["f1"] is None
+    nothing_shown = top_k_f1(np.vstack([scores, scores[:1]]), np.vstack([labels, np.zeros((1, 4), dtype=int)]), 1)
+    assert nothing_shown == {"precision": pytest.approx(1 / 3), "recall": 0.25, "f1": pytest.approx(2 / 7)}
+    with pytest.raises(InputError, match="k = 0; expected at least 1"):
+        top_k_f1(scores, labels, 0)
 
 
 def test_top_k_f1_equals_scikit_learn_over_all_pairs():

@@ -1,8 +1,10 @@
 """PAMR against the published formula, pixel by pixel."""
 
 import numpy as np
+import pytest
 import torch
 
+from unmix_clip.errors import InputError
 from unmix_clip.evaluation.refinement import refine_pamr
 
 
@@ -57,6 +59,17 @@ def test_a_blurred_map_becomes_sharp_at_an_edge_of_the_picture():
     blurred = torch.sigmoid((torch.arange(20.0) - 9.5) / 4).expand(1, 20, 20)
     sharp = refine_pamr(blurred, image, 10, (1, 2))
     assert sharp[0, :, 10].mean() - sharp[0, :, 9].mean() > 4 * (blurred[0, 0, 10] - blurred[0, 0, 9])
+
+
+def test_the_scale_of_the_picture_has_no_effect_and_the_maps_given_stay_as_they_were():
+    maps, image = torch.rand(2, 12, 9), torch.rand(3, 12, 9)
+    kept = maps.clone()
+    torch.testing.assert_close(
+        refine_pamr(maps, 255 * image, 3, (1, 2)), refine_pamr(maps, image, 3, (1, 2)), atol=1e-5, rtol=0
+    )
+    assert torch.equal(maps, kept)
+    with pytest.raises(InputError, match=r"the maps are \(12, 9\), the picture \(6, 9\)"):
+        refine_pamr(maps, image[:, :6])
 
 
 def test_a_flat_map_stays_as_it_is():

@@ -138,6 +138,25 @@ def test_resampled_miou_equals_repeating_the_pictures(with_background):
         assert miou == pytest.approx(expected)
 
 
+def test_a_class_that_no_drawn_picture_has_is_left_out_of_that_mean():
+    truths, predictions = np.array([[0, 0, 1, 1], [0, 0, 0, 2]]), np.array([[0, 0, 1, 0], [0, 0, 0, 0]])
+    weights = np.array([[2, 0], [0, 2], [1, 1]], dtype=np.float32)
+    counts = counts_of(truths, predictions, 4)  # the last class is nowhere
+    expected = [(2 / 3 + 1 / 2) / 2, (3 / 4 + 0) / 2, (5 / 7 + 1 / 2 + 0) / 3]
+    np.testing.assert_allclose(bootstrap_miou(counts, weights), expected)
+    np.testing.assert_allclose(bootstrap_miou(counts, weights, with_background=False), [1 / 2, 0, 1 / 4])
+    assert np.isnan(bootstrap_miou(0 * counts, weights)).all()
+    nothing = paired_bootstrap_masks(0 * counts, 0 * counts)
+    assert (nothing.difference, nothing.ci95, nothing.p) == (None, None, None)
+
+
+def test_masks_of_other_pictures_cannot_be_paired():
+    counts = counts_of(np.array([[0, 1], [1, 1]]), np.array([[0, 0], [1, 0]]), 2)
+    for other in (counts[:1], counts[::-1]):
+        with pytest.raises(InputError, match="expected the same pictures in one order"):
+            paired_bootstrap_masks(counts, other)
+
+
 def test_paired_masks_tell_a_better_method_from_an_equal_one():
     rng = np.random.default_rng(0)
     truths = rng.integers(0, 3, (40, 100))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.backbones.dense import keep_last_stage_at_stride_1, native_input_hw
-from unmix_clip.backbones.huggingface import find_clip_weights, read_settings
+from unmix_clip.backbones.huggingface import find_clip_weights, read_settings, require_architecture
 from unmix_clip.backbones.preprocess import Preprocessing
 from unmix_clip.backbones.weights import (
     TORCH_SUFFIXES,
@@ -212,8 +212,9 @@ def _source_of(name: str, config: Mapping[str, Any], rest: str, seed: int) -> _S
         raise InputError(
             f"{name} has no weights {rest!r}{_nearest(rest, ['random', *tags])}; published: {_tags_of(name)}"
         )
-    if path.is_dir() and (file := find_clip_weights(path)) is not None:
-        quick_gelu, preprocess = read_settings(path)
+    if (file := find_clip_weights(path)) is not None:
+        require_architecture(file.parent, name)
+        quick_gelu, preprocess = read_settings(file.parent)
         return _Source(rest, file, quick_gelu, {**_shared_preprocess(name), **preprocess})
     settings = _read_folder_settings(path)
     preprocess = {**_shared_preprocess(name), **settings.get("preprocess_cfg", {})}

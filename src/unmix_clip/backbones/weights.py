@@ -23,7 +23,6 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from unmix_clip.backbones.huggingface import FILES as HUGGINGFACE_FILES
 from unmix_clip.backbones.huggingface import convert_state_dict, find_clip_weights
 from unmix_clip.errors import InputError
 
@@ -96,7 +95,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
     """
     _require_plain_tensors(path)
     try:
-        if path.name in HUGGINGFACE_FILES and find_clip_weights(path.parent) == path:
+        if find_clip_weights(path) is not None:
             model.load_state_dict(convert_state_dict(load_state_dict(str(path), weights_only=True)))
         else:
             open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)

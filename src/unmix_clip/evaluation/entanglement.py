@@ -68,6 +68,7 @@ def order_correlation(before: np.ndarray, after: np.ndarray) -> float | None:
 
     1: classes are still ordered by meaning as they were; 0: that order is lost. None where one side has no order.
     """
+    _require_same_classes(before, after)
     rows, columns = np.triu_indices(len(before), k=1)
     ranks = [_mean_ranks(cosine_matrix(features)[rows, columns]) for features in (before, after)]
     centred = [r - r.mean() for r in ranks]
@@ -77,16 +78,21 @@ def order_correlation(before: np.ndarray, after: np.ndarray) -> float | None:
 
 def neighbour_overlap(before: np.ndarray, after: np.ndarray, k: int = 5) -> float:
     """Return the mean share of each class's k nearest classes (by cosine) that a projection keeps."""
+    _require_same_classes(before, after)
     k = min(k, len(before) - 1)
-    kept = []
     nearest = []
     for features in (before, after):
         cosines = cosine_matrix(features)
         np.fill_diagonal(cosines, -np.inf)
         nearest.append(np.argsort(-cosines, axis=1, kind="stable")[:, :k])
-    for a, b in zip(*nearest, strict=True):
-        kept.append(len(np.intersect1d(a, b)) / k)
-    return float(np.mean(kept))
+    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(*nearest, strict=True)]))
+
+
+def _require_same_classes(before: np.ndarray, after: np.ndarray) -> None:
+    if len(before) != len(after) or len(before) < 2:
+        raise InputError(
+            f"{len(before)} text features before and {len(after)} after; expected those of the same classes, at least 2"
+        )
 
 
 def _mean_ranks(values: np.ndarray) -> np.ndarray:

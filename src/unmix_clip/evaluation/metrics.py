@@ -83,9 +83,12 @@ def top_k_f1(scores: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float 
     """Precision, recall and F1 over all pairs where the k highest names of every picture count as said.
 
     As zero-shot multi-label recognition reports them (arXiv 1604.04573; DualCoOp, arXiv 2206.09541, section 4.3). Names
-    of unknown label are never said; of tied scores the first names are.
+    of unknown label are never said; of tied scores the first names are. A picture that shows none of the names counts:
+    all that is said of it is wrong.
     """
     check_scores(scores, labels)
+    if k < 1:
+        raise InputError(f"top-k with k = {k}; expected at least 1")
     true = labels == 1
     if not true.any():
         return {"precision": None, "recall": None, "f1": None}

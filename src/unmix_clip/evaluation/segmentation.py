@@ -30,7 +30,8 @@ class SegmentationEvaluator:
         picture = ConfusionMatrix(self.confusion.n_classes)
         picture.update(truth, predicted)
         self.confusion += picture
-        self._pictures.append(np.stack([np.diag(picture.counts), picture.counts.sum(0), picture.counts.sum(1)]))
+        counts = picture.counts
+        self._pictures.append(np.stack([np.diag(counts), counts.sum(0), counts.sum(1)]).astype(np.int32))
         if not self.protocol.per_image:
             return
         iou = np.array([0.0 if value is None else value for value in picture.iou()])

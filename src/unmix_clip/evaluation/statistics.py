@@ -126,6 +126,8 @@ def paired_bootstrap_masks(
     seed: int = 0,
 ) -> PairedDifference:
     """Compare the data set mIoU of two methods on the same resamples; counts as `bootstrap_miou` takes them."""
+    if counts_a.shape != counts_b.shape or (counts_a[:, 2] != counts_b[:, 2]).any():
+        raise InputError("the two methods were not counted on the same masks; expected the same pictures in one order")
     once = np.ones((1, len(counts_a)))
     (miou_a,), (miou_b,) = (bootstrap_miou(counts, once, with_background) for counts in (counts_a, counts_b))
     if np.isnan(miou_a) or np.isnan(miou_b):
