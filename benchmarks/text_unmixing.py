@@ -67,7 +67,7 @@ def main() -> None:
         for key in (*LABELS, "steps"):
             values = np.array([r[key] for r in of_seeds], dtype=float)
             digits = 0 if key == "steps" else 3
-            cells.append(f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}")
+            cells.append(f"{values.mean():.{digits}f} ± {spread(values):.{digits}f}")
         table.append(cells)
     table.append([f"{centring['mean_cosine']:.3f} (centred)", *(f"{centring[key]:.3f}" for key in LABELS), "-"])
     print("\n".join(align(table)))
@@ -75,15 +75,20 @@ def main() -> None:
         draw(rows, before, centring).savefig(temporary, format="png", dpi=110)
 
 
+def spread(values: np.ndarray | list[float]) -> float:
+    """Standard deviation over seeds, 0 of a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def draw(rows: dict, before: float, centring: dict) -> Figure:
-    """Draw what is kept against the mean cosine; crosses: subtracting the mean text."""
+    """Draw what is kept against the mean cosine, with its spread over seeds; crosses: subtracting the mean text."""
     figure = Figure(figsize=(6.4, 3.8), constrained_layout=True)
     axis = figure.subplots()
     for key, label in LABELS.items():
         kept = [[r[key] for r in of_seeds] for of_seeds in rows.values()]
-        means, spread = (np.array([f(values) for values in kept]) for f in (np.mean, np.std))
+        means, spreads = (np.array([f(values) for values in kept]) for f in (np.mean, spread))
         (line,) = axis.plot([before, *rows], [1, *means], marker="o", markersize=3, label=label)
-        axis.fill_between(list(rows), means - spread, means + spread, alpha=0.2, color=line.get_color())
+        axis.fill_between(list(rows), means - spreads, means + spreads, alpha=0.2, color=line.get_color())
         axis.plot(centring["mean_cosine"], centring[key], marker="x", markersize=8, color=line.get_color())
     axis.set(xlabel="mean cosine of the class texts", ylabel="kept of the order by meaning", ylim=(0, 1.03))
     axis.invert_xaxis()

@@ -17,7 +17,7 @@ def coco_texts():
 
 @needs_shared
 def test_the_mfi_loss_alone_reaches_any_chosen_mean_cosine_of_the_real_names(coco_texts):
-    targets = [0.79, 0.7, 0.6, 0.45, 0.3, 0.15, 0.05]
+    targets = [0.79, 0.7, 0.6, 0.45, 0.3, 0.15, 0.05, 0.02]
     names = [f"{i}" for i in range(80)]
     orders = []
     for found in unmix_texts(coco_texts, targets):
@@ -26,6 +26,23 @@ def test_the_mfi_loss_alone_reaches_any_chosen_mean_cosine_of_the_real_names(coc
         orders.append(order_correlation(coco_texts.numpy(), found.projected.numpy()))
     assert orders[0] > 0.99
     assert orders == sorted(orders, reverse=True)  # the further apart, the less of the order by meaning is left
+
+
+@needs_shared
+def test_even_texts_at_right_angles_on_average_can_be_had(coco_texts):
+    some = coco_texts[:20]  # the fewer the names, the fewer the steps to 0
+    found = list(unmix_texts(some, [0.6, 0.3, 0.0]))
+    means = [text_entanglement(f.projected.numpy(), [f"{i}" for i in range(20)])["mean_cosine"] for f in found]
+    assert means == pytest.approx([0.6, 0.3, 0.0], abs=1e-3)
+    assert [f.steps for f in found] == sorted({f.steps for f in found})  # one path downwards, a part of it each
+
+
+def test_the_path_starts_at_the_texts_themselves():
+    texts = torch.randn(8, 32) + 1
+    unit = torch.nn.functional.normalize(texts, dim=-1)
+    start = text_entanglement(texts.numpy(), list("abcdefgh"))["mean_cosine"]
+    found = next(unmix_texts(texts, [start - 0.01]))
+    torch.testing.assert_close(found.projected, unit, atol=0.05, rtol=0)
 
 
 def test_a_seed_gives_the_same_texts_again_and_another_one_others():
