@@ -179,3 +179,107 @@ def test_a_wrong_grid_is_one_line(cli_run):
         ran = cli_run(*data, "--grid", grid)
         assert ran.code == 2
         assert told in ran.err
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Small runs by name: two seeds would be one method, these are not."""
+    from support import run_cli
+
+    folder = tmp_path_factory.mktemp("runs")
+    data = ("--data", "scenes@train?n=60", "--val", "scenes@val?n=40", "--set", "epochs=2")
+    (folder / "mine.toml").write_text('base = "linear-probe"\nrecipe = "mine"\n')
+    (folder / "bare.toml").write_text('base = "default"\nrecipe = "bare"\nmfi_weight = 0\n')
+    for name, options in {
+        "default": (), "bare": ("--config", folder / "bare.toml"), "probe": ("--config", folder / "mine.toml"),
+    }.items():  # fmt: skip
+        assert run_cli("train", *data, *options, "--out", folder / name).code == 0
+    unseen = ("--data", "scenes@unseen?n=60&seed=5", "--val", "scenes@val?n=40", "--set", "epochs=1")
+    assert run_cli("train", *unseen, "--out", folder / "saw").code == 0
+    return folder
+
+
+def test_a_run_is_named_by_its_model_whatever_its_recipe_is_called(runs, cli_run):
+    assert read_json(runs / "probe" / "metrics.json")["method"] == "linear-probe"
+    ran = cli_run(
+        "evaluate", "--data", "scenes@test?n=20", "--task", "recognition", "--model", runs / "probe", "--json", "-"
+    )
+    assert json.loads(ran.out)["method"] == "linear-probe"
+    analysed = cli_run("analyze", "--classes", "dog,cat", "--model", runs / "probe", "--json", "-")
+    assert "after" not in json.loads(analysed.out)  # it has no projected texts
+
+
+@pytest.mark.parametrize(
+    ("data", "models", "options", "told"),
+    [
+        ("scenes@test?n=20", ("default", "bare"), (), "differ in recipe, mfi_weight"),
+        ("scenes@test?n=20", ("default", "default"), (), "not even their seed"),
+        ("scenes@train?n=30", ("default",), (), "was trained on 30 of the pictures"),
+        ("scenes@test?n=20", ("default",), ("--fit-data", "scenes@train?n=30"), "every picture of scenes@train"),
+        ("scenes@unseen?n=20", ("saw",), (), "which is to be unseen here"),
+        ("scenes@unseen?n=20", ("probe",), (), "linear-probe knows only names that it was trained on"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_told_apart(data, models, options, told, runs, cli_run):
+    chosen = [part for model in models for part in ("--model", runs / model)]
+    ran = cli_run("compare", "--data", data, "--task", "recognition", "--methods",
+                  "linear-probe" if models == ("probe",) else "unmix", *chosen, *options)  # fmt: skip
+    assert ran.code == 2
+    assert told in ran.err.splitlines()[-1]
+
+
+def test_pairs_are_refused_where_the_protocol_averages_per_picture(cli_run):
+    ran = cli_run(*SEGMENTATION, "--methods", "clip,maskclip", "--against", "clip", "--protocol", "paper")
+    assert ran.code == 2
+    assert "averages per picture" in ran.err
+
+
+def test_an_ablation_refuses_to_fit_on_what_it_measures(cli_run):
+    ran = cli_run("ablate", "--data", "scenes@train?n=20", "--test", "scenes@val?n=20", "--grid", "views=1")
+    assert ran.code == 2
+    assert "share 20 pictures" in ran.err
+
+
+def test_names_of_the_background_compete_with_the_classes(cli_run, monkeypatch):
+    """mini knows no such names, so some of its own take their part."""
+    from unmix_clip import comparison
+    from unmix_clip.vocabulary import ClassNames
+
+    monkeypatch.setattr(comparison, "load_names", lambda name: ClassNames(("kite", "scene"), {}))
+    monkeypatch.setattr(comparison.Workplace, "texts", lambda self, prompts, names, synonyms=None: texts(self, names))
+
+    def texts(place, names):
+        from unmix_clip.method.model import ClassTexts
+
+        features = place.backbone.encode_texts([f"a photo of a {name}" for name in names])
+        return ClassTexts(features, features, tuple(names))
+
+    command = (*SEGMENTATION, "--methods", "maskclip", "--protocol", "standard,background=names", "--json", "-")
+    one = results(cli_run(*command))["maskclip"]
+    assert one["per_class_iou"]["background"] > 0
+    assert len(one["per_class_iou"]) == 1 + 48
+    assert "competing names" in one["protocol"]
+
+
+def test_the_background_is_fitted_to_masks_as_the_protocol_makes_them(cli_run):
+    protocol = "standard,tag_gate=false"
+    one = results(cli_run(*SEGMENTATION, "--methods", "maskclip", "--protocol", protocol, "--json", "-"))["maskclip"]
+    from unmix_clip.backbones import build_backbone
+    from unmix_clip.comparison import build_rivals
+    from unmix_clip.evaluation.protocols import find_protocol
+    from unmix_clip.evaluator import Thresholds, evaluate_masks, fit_thresholds
+    from unmix_clip.jobs import Workplace
+    from unmix_clip.vocabulary import load_prompts
+
+    place = Workplace(build_backbone("mini"), tell=lambda text: None)
+    fitting, test = (place.bench(place.load(spec)) for spec in ("scenes@val?n=60", "scenes@test?n=30"))
+    (rival,) = build_rivals(["maskclip"], place.texts(load_prompts("plain"), test.dataset.classes), fitting)
+    chosen = find_protocol(protocol)
+
+    def miou(bench, background):
+        return evaluate_masks(rival, bench, Thresholds(0, background), [chosen])[protocol].result()["miou"]
+
+    fitted = fit_thresholds(rival, fitting, chosen)
+    assert one["miou"] == pytest.approx(miou(test, fitted.background))
+    tried = np.linspace(fitted.background - 0.2, fitted.background + 0.2, 9)
+    assert miou(fitting, fitted.background) >= max(miou(fitting, b) for b in tried) - 0.005

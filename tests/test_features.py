@@ -139,6 +139,30 @@ def test_several_dense_strategies_share_one_pass_and_what_is_stored_is_not_compu
     assert not list((tmp_path / "all").glob("*.partial"))
 
 
+def test_a_kill_while_a_second_strategy_starts_costs_the_first_nothing_but_time(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(features_module, "FLUSH_EVERY", 1)
+    data, encode, calls = pictures(8), clip.backbone.encode_dense, []
+    whole = store_features(clip, data, cache=tmp_path / "whole", batch_size=2)
+
+    def killed_in_batch(number):
+        def encode_or_die(pixels, names):
+            calls.append(names)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return encode(pixels, names)
+
+        return encode_or_die
+
+    for number, names in ((3, ["maskclip"]), (1, ["maskclip", "naclip"])):
+        calls.clear()
+        monkeypatch.setattr(clip.backbone, "encode_dense", killed_in_batch(number))
+        with pytest.raises(KeyboardInterrupt):
+            store_dense(clip, data, names, cache=tmp_path / "killed", batch_size=2)
+    monkeypatch.setattr(clip.backbone, "encode_dense", encode)
+    again = store_features(clip, data, cache=tmp_path / "killed", batch_size=2)
+    assert np.array_equal(again.patches, whole.patches)
+
+
 def test_augmented_views_differ_from_the_plain_one_and_are_the_same_again(clip, tmp_path):
     data = pictures(3)
     plain = store_features(clip, data, cache=tmp_path)

@@ -148,3 +148,19 @@ def test_a_dry_run_reads_no_picture(monkeypatch):
     monkeypatch.setattr(images, "image_digest", None)  # would fail
     with images.pictures_unread():
         assert len(load_data(f"coco:{SHARED / 'coco96'}@val2017").samples) == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (('figure = "map"', 'figure = "mAP"'), "figure 'mAP'; expected one of map, map_11point"),
+        (('task = "segmentation"', 'task = "segmentatoin"'), "task 'segmentatoin'"),
+        (("seeds = [3, 4]", "seeds = 3"), "seeds = 3; expected a list"),
+        (('source = "nowhere"', 'sauce = "nowhere"'), "key 'sauce'"),
+    ],
+)
+def test_a_wrong_experiment_is_told_before_anything_is_trained(change, told, tmp_path):
+    file = tmp_path / "wrong.toml"
+    file.write_text(SMALL.replace(*change))
+    with pytest.raises(InputError, match=told):
+        load_experiment(str(file), {"scenes": "scenes"})

@@ -120,6 +120,7 @@ def ablate(
         raise InputError(f"thresholds are fitted on other pictures than {data}: name them (--val)")
     fitting, measured_on = (match_classes(place.load(spec), training) for spec in (val, test))
     require_disjoint(fitting, training, "trained on")
+    require_disjoint(fitting, measured_on, "evaluated")
     require_disjoint(measured_on, training, "trained on")
     for dataset in (training, fitting, measured_on):
         place.bench(dataset, dense)  # one pass of the backbone for all dense features
@@ -152,9 +153,7 @@ def _measure(
     place: Workplace, config: TrainConfig, training: Dataset, fitting: Bench, bench: Bench
 ) -> dict[str, float | None]:
     """Train one variant with one seed and measure it."""
-    started = time.monotonic()
     trained = fit_model(place, config, training, fitting)
-    seconds = time.monotonic() - started
     method = trained.method
     entanglement = entanglement_of(training.classes, trained.texts, trained.state.model)
     after = entanglement.get("after", {})
@@ -162,7 +161,7 @@ def _measure(
         "map": mean_defined(per_class_ap(tag_scores(method, bench), bench.labels)),
         "mean_cosine": after.get("mean_cosine"),
         "order_correlation": after.get("order_correlation"),
-        "seconds": seconds,
+        "seconds": trained.seconds,
         "miou_objects": None,
         "miou_standard": None,
         "cross_activation": None,

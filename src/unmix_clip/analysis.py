@@ -14,8 +14,10 @@ from unmix_clip.evaluation.entanglement import cosine_matrix, text_entanglement
 from unmix_clip.evaluator import evaluate_cross_activation
 from unmix_clip.files import make_folder, written_whole
 from unmix_clip.jobs import Workplace, entanglement_after, learned_method
+from unmix_clip.method.model import UnmixModel
 from unmix_clip.provenance import versions
 from unmix_clip.report.figures import draw_matrices
+from unmix_clip.runs import method_name
 from unmix_clip.unmixer import Unmixer
 from unmix_clip.vocabulary import load_class_list, load_prompts
 
@@ -51,14 +53,16 @@ def analyze_classes(
         else:
             run = None
             place, prompts = Workplace(build_backbone(backbone or "mini"), cache, tell), load_prompts(prompts_name)
-        texts = place.texts(prompts, names)
-        unmixed = None if run is None else learned_method(run.model, texts)
+        synonyms = run.synonyms if run else {}
+        texts = place.texts(prompts, names, synonyms)
+        # Other models have no projected texts to compare.
+        unmixed = learned_method(run.model, texts) if run and isinstance(run.model, UnmixModel) else None
         before = texts.positive.numpy()
         after = None if unmixed is None else unmixed.queries.positive.numpy()
     result: dict[str, Any] = {
         "task": "entanglement",
         "protocol": "raw cosines of the positive prompts",
-        "method": "clip" if after is None else "unmix",
+        "method": method_name(run.model.config, run.identity.dense) if run else "clip",
         "backbone": place.backbone.identity.to_dict() if place else None,
         "data": str(text_features) if text_features else data,
         "n_images": 0,
@@ -72,7 +76,7 @@ def analyze_classes(
     if data is not None and place is not None:
         dataset = place.load(data)
         bench = place.bench(dataset)
-        texts = place.texts(prompts, dataset.classes)
+        texts = place.texts(prompts, dataset.classes, synonyms)
         plain = build_rivals(["maskclip"], texts, bench)[0]
         result["n_images"] = len(dataset.samples)
         result["pictures"] = {"data": dataset.spec, "plain": evaluate_cross_activation(plain, bench)}

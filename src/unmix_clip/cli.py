@@ -234,7 +234,7 @@ def compare(
 
 
 @app.command(
-    epilog="Example: unmix-clip ablate --data scenes@train?n=1000 --test scenes@val?n=500 --grid mfi_weight=0,10,100"
+    epilog="Example: unmix-clip ablate --data scenes@train --val scenes@test?n=200 --test scenes@val --grid views=1,2"
 )
 def ablate(
     data: DataOption,

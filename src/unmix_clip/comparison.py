@@ -42,21 +42,18 @@ from unmix_clip.jobs import (
     require_disjoint,
     sibling_split,
 )
-from unmix_clip.method.model import ClassTexts
-from unmix_clip.runs import Run, require_backbone
+from unmix_clip.method.model import ClassTexts, TagModel
+from unmix_clip.runs import LEARNED, PICTURE_DIGITS, Run, method_name, picture_numbers, require_backbone
 from unmix_clip.training import mean_location, mean_pooled
-from unmix_clip.vocabulary import load_names, load_prompts
+from unmix_clip.vocabulary import Prompts, load_names, load_prompts
 
-LEARNED = {
-    "unmix": "default",
-    "unmix-paper": "paper",
-    "bce-projectors": "bce-projectors",
-    "linear-probe": "linear-probe",
-    "dualcoop": "dualcoop",
-}
-"""Methods that are trained, and their recipes."""
 FITTING_PICTURES = 2000
-"""Most pictures that thresholds are fitted on where no data were named for it."""
+"""Most pictures that thresholds are fitted on, drawn by a fixed seed: two numbers need no more."""
+SPREAD = {
+    "recognition": ("map", "map_11point", "cf1", "of1", "top1"),
+    "segmentation": ("miou", "pixel_accuracy"),
+}
+"""Figures whose spread over seeds is given, by task."""
 RECOGNITION_PROTOCOL = "average precision per class, all images"
 
 
@@ -114,10 +111,8 @@ def default_methods(dense_names: Iterable[str], runs: Sequence[Run]) -> list[str
 
 
 def run_name(run: Run) -> str:
-    """Return the method that a run is: by its recipe, and by its dense features where they are not maskclip's."""
-    names = {recipe: name for name, recipe in LEARNED.items()}
-    name = names.get(run.model.config.recipe, "unmix")
-    return name if run.identity.dense == "maskclip" else f"{name}@{run.identity.dense}"
+    """Return the method that a run is, see `method_name`."""
+    return method_name(run.model.config, run.identity.dense)
 
 
 def build_rivals(
@@ -141,12 +136,16 @@ def compare(place: Workplace, plan: Plan, runs: Sequence[Run] = ()) -> list[dict
     wanted = {name: _parse(name, place, runs) for name in plan.methods}
     if plan.against and plan.against not in wanted:
         raise InputError(f"--against {plan.against!r} is not measured; expected one of {', '.join(wanted)}")
+    if plan.against and plan.task == "segmentation" and plan.protocol.per_image:
+        raise InputError(f"--against compares data set figures; protocol {plan.protocol.name} averages per picture")
+    _require_seeds_of_one(runs)
     split = [name for names in (plan.groups or {}).values() for name in names]
     dataset = place.load(plan.data, split or None)
     if plan.groups is None and (unseen := class_groups(dataset.classes)) and is_scenes(plan.data):
         plan = replace(plan, groups={k: [dataset.classes[i] for i in rows] for k, rows in unseen.items()})
     plan = replace(plan, protocol=plan.protocol.on(dataset.has_background))
     dense = list(dict.fromkeys(dense for _, dense in wanted.values() if dense)) or ["maskclip"]
+    _require_answers(wanted, plan, dataset, runs)
     bench = place.bench(dataset, dense, plan.protocol if plan.task == "segmentation" else None)
     maker = _Maker(place, plan, runs, bench, wanted.values())
     measured: dict[str, list[Measured]] = {}
@@ -181,6 +180,40 @@ def _parse(name: str, place: Workplace, runs: Sequence[Run]) -> tuple[str, str |
     return base, dense or "maskclip"
 
 
+def _require_seeds_of_one(runs: Sequence[Run]) -> None:
+    """Raise InputError where runs of one method differ in more than their seed: their mean would mean nothing."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        other = first.setdefault(run_name(run), run)
+        ours, theirs = ({**r.model.config.to_dict(), "classes": r.classes, "data": r.data} for r in (run, other))
+        changed = [key for key in ours if key != "seed" and ours[key] != theirs[key]]
+        if changed or (run is not other and ours["seed"] == theirs["seed"]):
+            raise InputError(
+                f"two runs of {run_name(run)} differ in {', '.join(changed) or 'nothing, not even their seed'}; "
+                "expected seeds of one recipe on one data set: compare different ones one after the other"
+            )
+
+
+def _require_answers(
+    wanted: Mapping[str, tuple[str, str | None]], plan: Plan, dataset: Dataset, runs: Sequence[Run]
+) -> None:
+    """Raise InputError before anything is computed where a method cannot be asked, or must not be."""
+    unseen = set((plan.groups or {}).get("unseen", ())) & set(dataset.classes)
+    background = plan.task == "segmentation" and plan.protocol.background == "names"
+    if "linear-probe" in {base for base, _ in wanted.values()} and (unseen or background):
+        raise InputError(
+            "linear-probe knows only names that it was trained on, and others are asked here: leave it out"
+        )
+    for run in runs:
+        if met := sorted(unseen & set(run.classes)):
+            raise InputError(
+                f"the run of {run_name(run)} was trained on {met[0]!r}, which is to be unseen here; expected one "
+                "that was trained without (train --class-split)"
+            )
+        if shared := len(run.pictures & picture_numbers(dataset)):
+            raise InputError(f"the run of {run_name(run)} was trained on {shared} of the pictures of {dataset.spec}")
+
+
 class _Maker:
     """Makes candidates; what several of them share (fitting split, texts, training data) is prepared once."""
 
@@ -210,25 +243,49 @@ class _Maker:
         return [r for r in self._runs if run_name(r).partition("@")[0] == base and r.identity.dense == dense]
 
     def _training_free(self, name: str) -> Candidate:
-        prompts = self._runs[0].prompts if self._runs else load_prompts("plain")
-        fitting = self._fitting_bench()
+        prompts, fitting = load_prompts("plain"), self._fitting_bench()
         texts = self._place.texts(prompts, fitting.dataset.classes, self._synonyms())
         (rival,) = build_rivals([name], texts, fitting)
-        thresholds = fit_thresholds(rival, fitting)
+        thresholds = fit_thresholds(rival, fitting, self._plan.protocol)
         if extra := self._background_names():
             asked = [*fitting.dataset.classes, *extra]
             (wider,) = build_rivals([name], self._place.texts(prompts, asked, self._synonyms()), fitting, False)
             rival = replace(wider, scale=rival.scale)
-        return Candidate(name, rival, thresholds, None, {})
+        return Candidate(name, rival, thresholds, None, {"prompts": vars(prompts)})
 
     def _from_run(self, name: str, run: Run) -> Candidate:
         require_backbone(run, self._place.with_dense(run.identity.dense).backbone)
+        method = self._bind(name, run.model, run.prompts, run.synonyms, run.identity.dense)
+        thresholds = run.thresholds
+        if self._fits_runs:
+            fitting = self._fitting_bench()
+            texts = self._place.texts(run.prompts, fitting.dataset.classes, run.synonyms or self._synonyms())
+            bound = learned_method(run.model, texts, name, run.identity.dense)
+            thresholds = fit_thresholds(bound, fitting, self._plan.protocol)
+        return Candidate(name, method, thresholds, run.model.config.seed, self._trained_on(run.data, run.model, run))
+
+    @property
+    def _fits_runs(self) -> bool:
+        """Whether thresholds of runs are fitted here: where asked, or where masks are not made as in their training."""
+        protocol = self._plan.protocol
+        made_otherwise = protocol.slides or not protocol.tag_gate or protocol.refinement != "none"
+        masks = self._plan.task == "segmentation" and protocol.background == "threshold"
+        return bool(self._runs) and (self._plan.fit_data is not None or (masks and made_otherwise))
+
+    def _bind(
+        self, name: str, model: TagModel, prompts: Prompts, synonyms: Mapping[str, Sequence[str]], dense: str
+    ) -> Method:
+        """Bind a trained model to the names that are evaluated, and to those of the background where they compete."""
         names = [*self._bench.dataset.classes, *self._background_names()]
-        texts = self._place.texts(run.prompts, names, run.synonyms or self._synonyms())
-        method = learned_method(run.model, texts, name, run.identity.dense)
-        thresholds = fit_thresholds(method, self._fitting_bench()) if self._plan.fit_data else run.thresholds
-        config = run.model.config
-        return Candidate(name, method, thresholds, config.seed, {"trained_on": run.data, "config": config.to_dict()})
+        texts = self._place.texts(prompts, names, synonyms or self._synonyms())
+        return learned_method(model, texts, name, dense)
+
+    def _trained_on(self, data: str, model: TagModel, made: Run | Trained) -> dict[str, Any]:
+        """Return what the result of a learned method carries beside its figures."""
+        synonyms = bool(made.synonyms or self._synonyms())
+        return {
+            "trained_on": data, "config": model.config.to_dict(), "prompts": vars(made.prompts), "synonyms": synonyms
+        }  # fmt: skip
 
     def _trained(self, name: str, recipe: str, dense: str, seed: int) -> Candidate:
         config = replace(load_config(recipe), seed=seed)
@@ -240,13 +297,12 @@ class _Maker:
             fitting.preprocess,
             fitting.windows,
         )
-        trained: Trained = fit_model(place, config, training, val)
-        names = [*self._bench.dataset.classes, *self._background_names()]
-        texts = place.texts(trained.prompts, names, trained.synonyms or self._synonyms())
-        method = learned_method(trained.state.model, texts, name, dense)
-        return Candidate(
-            name, method, trained.thresholds, seed, {"trained_on": training.spec, "config": config.to_dict()}
-        )
+        trained = fit_model(place, config, training, val)
+        model, thresholds = trained.state.model, trained.thresholds
+        if self._plan.task == "segmentation":
+            thresholds = fit_thresholds(trained.method, val, self._plan.protocol)
+        method = self._bind(name, model, trained.prompts, trained.synonyms, dense)
+        return Candidate(name, method, thresholds, seed, self._trained_on(training.spec, model, trained))
 
     def _synonyms(self) -> Mapping[str, Sequence[str]]:
         return self._bench.dataset.synonyms if self._plan.protocol.synonyms else {}
@@ -295,16 +351,25 @@ class _Maker:
         else:
             assert spec is not None, "one of the two is given"
             fitting = match_classes(place.load(spec), dataset)
-        if not plan.fit_data and len(fitting.samples) > FITTING_PICTURES:
-            rows = np.random.default_rng(0).permutation(len(fitting.samples))[:FITTING_PICTURES]
-            fitting = take(fitting, sorted(rows.tolist()))
-            place.tell(f"thresholds are fitted on {FITTING_PICTURES} pictures of {fitting.spec}")
+        fitting = self._fittable(fitting)
         require_disjoint(fitting, dataset, "evaluated")
         if training is not None:
             require_disjoint(training, dataset, "evaluated")
             require_disjoint(fitting, training, "trained on")
         protocol = plan.protocol if plan.task == "segmentation" else None
         self._training, self._fitting = training, place.bench(fitting, list(self._bench.stores), protocol)
+
+    def _fittable(self, dataset: Dataset) -> Dataset:
+        """Leave out what a run was trained on whose thresholds are fitted, and draw some of very many pictures."""
+        trained_on = frozenset().union(*(run.pictures for run in self._runs if self._fits_runs))
+        rows = [i for i, s in enumerate(dataset.samples) if int(s.digest[:PICTURE_DIGITS], 16) not in trained_on]
+        if not rows:
+            raise InputError(f"every picture of {dataset.spec} was trained on: name others to fit on (--fit-data)")
+        if len(rows) > FITTING_PICTURES:
+            rows = sorted(np.random.default_rng(0).permutation(rows)[:FITTING_PICTURES].tolist())
+        if len(rows) < len(dataset.samples):
+            self._place.tell(f"thresholds are fitted on {len(rows)} of the {len(dataset.samples)} of {dataset.spec}")
+        return take(dataset, rows)
 
     def _trainable(self, dataset: Dataset) -> Dataset:
         """Leave the classes out that are not evaluated, or that are to stay unseen."""
@@ -353,10 +418,9 @@ def _over_seeds(measured: Sequence[Measured]) -> dict[str, Any]:
     """Return the first seed's result, with mean and standard deviation (n - 1) of the figures of all beside it."""
     result = dict(measured[0].result)
     if len(measured) > 1:
-        keys = ("map", "cf1", "of1", "top1") if result["task"] == "recognition" else ("miou", "pixel_accuracy")
         result["seeds"] = [one.result["seed"] for one in measured]
         result["spread"] = {}
-        for key in keys:
+        for key in SPREAD[result["task"]]:
             values = [one.result[key] for one in measured]
             std = None if None in values else float(np.std(values, ddof=1))
             result["spread"][key] = {"mean": mean_defined(values), "std": std, "values": values}

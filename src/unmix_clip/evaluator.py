@@ -23,6 +23,7 @@ from unmix_clip.evaluation.background import CANDIDATES, BackgroundFit
 from unmix_clip.evaluation.entanglement import CrossActivation, cell_labels
 from unmix_clip.evaluation.masks import Prediction, best_on_pixels, cut_background
 from unmix_clip.evaluation.metrics import fit_threshold, mean_defined, per_class_ap
+from unmix_clip.evaluation.protocols import PROTOCOLS
 from unmix_clip.evaluation.protocols import Protocol as SegmentationProtocol
 from unmix_clip.evaluation.refinement import refine_pamr
 from unmix_clip.evaluation.segmentation import SegmentationEvaluator
@@ -110,7 +111,10 @@ class Bench:
         if index not in self._masks:
             load_mask = self.dataset.samples[index].load_mask
             if load_mask is None:
-                raise InputError(f"{self.dataset.spec} has no masks; segmentation needs them: use coco: or scenes")
+                raise InputError(
+                    f"{self.dataset.spec} has no mask of {self.dataset.samples[index].key}; segmentation "
+                    "needs one of every picture: take a kind with masks, such as voc21 or coco (docs/data.md)"
+                )
             mask = load_mask()
             if mask.size * len(self.dataset.samples) > MASK_CACHE_PIXELS:
                 return mask
@@ -179,20 +183,29 @@ def fit_scale(method: TrainingFree, bench: Bench) -> TrainingFree:
     return candidates[int(np.argmax(maps))]
 
 
-def fit_thresholds(method: Method, bench: Bench) -> Thresholds:
-    """Fit the operating points of a method on a split that has labels; masks fit the background too."""
+def fit_thresholds(method: Method, bench: Bench, protocol: SegmentationProtocol | None = None) -> Thresholds:
+    """Fit the operating points of a method on a split that has labels; masks fit the background too.
+
+    The background is fitted to masks as `protocol` makes them (None = `standard`): gated by tags or not, refined or
+    not.
+    """
+    protocol = protocol or PROTOCOLS["standard"]
     tags = tag_scores(method, bench)
     tag = fit_threshold(tags, bench.labels)
     if not bench.has_masks:
         return Thresholds(tag, None)
+
+    def gate(logits: Tensor) -> Tensor:
+        return logits >= tag if protocol.tag_gate else torch.ones_like(logits, dtype=torch.bool)
+
     heights = [
-        maps[:, logits >= tag].max(1).values for _, logits, maps in bench.scored(method) if bool((logits >= tag).any())
+        maps[:, gate(logits)].max(1).values for _, logits, maps in bench.scored(method) if bool(gate(logits).any())
     ]
     candidates = np.quantile(torch.cat(heights).numpy(), np.linspace(0, 1, CANDIDATES))
     fit = BackgroundFit(candidates, len(bench.dataset.classes))
     for index, logits, maps in bench.scored(method):
         truth = bench.mask(index)
-        fit.update(truth, bench.best(index, maps, logits >= tag, truth))
+        fit.update(truth, bench.best(index, maps, gate(logits), truth, protocol.refinement))
     return Thresholds(tag, fit.best())
 
 
@@ -234,7 +247,7 @@ def evaluate_cross_activation(method: Method, bench: Bench) -> dict[str, Any]:
     """Return how much the queries of a method light up where other classes and the background stand."""
     measure = CrossActivation(len(bench.dataset.classes))
     for index, _, maps in bench.scored(method):
-        measure.update(maps, picture_cells(bench, index))
+        measure.update(maps[:, : len(bench.dataset.classes)], picture_cells(bench, index))
     return measure.result()
 
 

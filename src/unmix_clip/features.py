@@ -168,6 +168,8 @@ def _fill(
     done = min(int(counter.read_text()) if counter.exists() else 0 for counter in counters)
     if not done:
         _require_space(shapes, len(stores), dataset.spec, counters[0].parent.parent)
+    for counter in counters:  # rows behind it are written again, and until then they count as missing
+        write_text(counter, str(done))
     arrays = {}
     for name, store in stores.items():
         meta = {**store.description, "grid_hw": backbone.grid_hw, "arrays": shapes}

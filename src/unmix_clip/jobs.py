@@ -30,7 +30,7 @@ from unmix_clip.evaluator import (
 from unmix_clip.features import FeatureStore, store_dense, store_features
 from unmix_clip.method.model import ClassTexts, TagModel, UnmixModel
 from unmix_clip.provenance import versions
-from unmix_clip.runs import Run, save_run
+from unmix_clip.runs import Run, method_name, picture_numbers, save_run
 from unmix_clip.texts import encode_classes
 from unmix_clip.training import FitState, TrainingSet, fit
 from unmix_clip.vocabulary import Prompts, load_prompts
@@ -194,7 +194,7 @@ def train(
     metrics = {
         **provenance(place, "train", dataset, config.seed),
         "protocol": "thresholds and validation figures on pictures that are not trained on",
-        "method": "unmix",
+        "method": method_name(config, place.backbone.identity.dense),
         "config": config.to_dict(),
         "n_train": len(dataset.samples),
         "validation": held_out.spec,
@@ -218,6 +218,8 @@ class Trained:
     prompts: Prompts
     synonyms: Mapping[str, Sequence[str]]
     dense: str
+    seconds: float
+    """Of the training alone: features and texts were there, thresholds came after."""
 
     def as_run(self, place: Workplace, dataset: Dataset, backbone_spec: str) -> Run:
         """Return it with everything that it needs to be saved and used."""
@@ -231,6 +233,7 @@ class Trained:
             data=dataset.spec,
             width=self.texts.positive.shape[1],
             synonyms=self.synonyms,
+            pictures=picture_numbers(dataset),
             token_width=self.texts.context.width if self.texts.context else 0,
         )
 
@@ -259,6 +262,7 @@ def fit_model(
         ap = per_class_ap(tag_scores(learned_method(model, texts, dense=dense), val), val.labels)
         return {"val_map": mean_defined(ap) or 0.0}
 
+    started = time.monotonic()
     state = fit(
         config,
         TrainingSet(views, label_matrix(dataset), texts),
@@ -267,8 +271,9 @@ def fit_model(
         validate=validate,
         source=_fingerprint(place, dataset, val.dataset),
     )
+    seconds = time.monotonic() - started
     thresholds = fit_thresholds(learned_method(state.model, texts, dense=dense), val)
-    return Trained(state, thresholds, texts, prompts, synonyms, dense)
+    return Trained(state, thresholds, texts, prompts, synonyms, dense, seconds)
 
 
 def _fingerprint(place: Workplace, dataset: Dataset, val: Dataset) -> str:

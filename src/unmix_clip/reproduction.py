@@ -18,7 +18,7 @@ import torch
 
 from unmix_clip.backbones import build_backbone
 from unmix_clip.backbones.clip import FrozenClip
-from unmix_clip.comparison import Plan, compare
+from unmix_clip.comparison import SPREAD, Plan, compare
 from unmix_clip.config import TrainConfig, config_from_dict, read_recipe
 from unmix_clip.data import load_data
 from unmix_clip.data.images import pictures_unread
@@ -60,6 +60,13 @@ class Cell:
     fit: str | None = None
     """Where the thresholds are fitted; None = on the held-out part of the training data."""
 
+    def __post_init__(self) -> None:
+        if self.task not in SPREAD:
+            raise InputError(f"a cell has the task {self.task!r}; expected one of {', '.join(SPREAD)}")
+        if self.figure not in SPREAD[self.task]:
+            expected = ", ".join(SPREAD[self.task])
+            raise InputError(f"a cell of {self.task} has the figure {self.figure!r}; expected one of {expected}")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -79,6 +86,11 @@ class Experiment:
         """Return every data set that is needed, each once."""
         needed = [self.train, self.fit, *(cell.data for cell in self.cells), *(cell.fit for cell in self.cells)]
         return list(dict.fromkeys(spec for spec in needed if spec))
+
+    @property
+    def needs_no_threshold(self) -> bool:
+        """Whether all figures are average precisions."""
+        return all(cell.figure in ("map", "map_11point") for cell in self.cells)
 
     def passes(self, spec: str) -> int:
         """Return how often the backbone sees each picture of a data set: views, or windows of a 4:3 picture."""
@@ -108,7 +120,10 @@ def load_experiment(
     if unknown := [trap for trap in traps if trap not in TRAPS]:
         raise InputError(f"unknown trap {unknown[0]!r}; expected some of {', '.join(TRAPS)}")
     cells = [_build(Cell, cell, f"{source} [[reproduce.cells]]") for cell in around.pop("cells", [])]
-    around["seeds"] = tuple(around.get("seeds", [0]))
+    seeds = around.get("seeds", [0])
+    if not (isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)):
+        raise InputError(f"{source} [reproduce] has seeds = {seeds!r}; expected a list of whole numbers")
+    around["seeds"] = tuple(seeds)
     config = config_from_dict(values)
     name = str(source) if not str(source).endswith(".toml") else Path(source).stem
     experiment = _build(
@@ -230,7 +245,9 @@ def reproduce(
     if experiment.fit:
         fitting = match_classes(place.load(experiment.fit), training)
     else:
-        training, fitting = hold_out(training, experiment.seeds[0])
+        kept, fitting = hold_out(training, experiment.seeds[0])
+        # Average precision needs no threshold, so nothing is lost by training on the whole split, as published.
+        training = training if experiment.needs_no_threshold else kept
     val = place.bench(fitting)
     runs: list[Run] = []
     for seed in experiment.seeds:
@@ -267,7 +284,10 @@ def reproduce(
         "config": experiment.config.to_dict(),
         "seeds": list(experiment.seeds),
         "traps": {name: name in traps for name in TRAPS},
-        "thresholds_from": fitting.spec if experiment.fit else f"a held-out part of {experiment.train}",
+        "n_train": len(training.samples),
+        "thresholds_from": fitting.spec
+        if experiment.fit
+        else ("none needed" if experiment.needs_no_threshold else f"a held-out part of {experiment.train}"),
         "cells": cells,
         "seconds": time.monotonic() - started,
     }

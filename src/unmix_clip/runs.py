@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.backbones.identity import BackboneIdentity, require_same
-from unmix_clip.config import config_from_dict
+from unmix_clip.config import TrainConfig, config_from_dict
+from unmix_clip.data.samples import Dataset
 from unmix_clip.errors import InputError
 from unmix_clip.evaluator import Thresholds
 from unmix_clip.files import make_folder, read_json, write_json, written_whole
@@ -20,6 +22,16 @@ from unmix_clip.provenance import versions
 from unmix_clip.vocabulary import Prompts
 
 FORMAT = 2
+LEARNED = {
+    "unmix": "default",
+    "unmix-paper": "paper",
+    "bce-projectors": "bce-projectors",
+    "linear-probe": "linear-probe",
+    "dualcoop": "dualcoop",
+}
+"""Methods that are trained, and their recipes."""
+PICTURE_DIGITS = 15
+"""Hex digits of a picture's digest that a run remembers."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Run:
     """Other words that the texts of some names are averaged with."""
     token_width: int = 0
     """Width of the text tower's token embeddings."""
+    pictures: frozenset[int] = frozenset()
+    """The pictures that it was trained on, see `picture_numbers`."""
 
 
 def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
@@ -47,6 +61,8 @@ def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
     make_folder(folder)
     with written_whole(folder / "model.safetensors") as temporary:
         save_file({name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}, temporary)
+    with written_whole(folder / "pictures.safetensors") as temporary:
+        save_file({"digests": torch.tensor(sorted(run.pictures), dtype=torch.int64)}, temporary)
     write_json(folder / "metrics.json", metrics)
     write_json(
         folder / "config.json",
@@ -64,6 +80,11 @@ def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
             "versions": versions(),
         },
     )
+
+
+def picture_numbers(dataset: Dataset) -> frozenset[int]:
+    """Return the start of every picture's digest as a number, as a run remembers what it was trained on."""
+    return frozenset(int(sample.digest[:PICTURE_DIGITS], 16) for sample in dataset.samples)
 
 
 def load_run(folder: Path) -> Run:
@@ -96,11 +117,21 @@ def load_run(folder: Path) -> Run:
             width=width["features"],
             synonyms=config["synonyms"],
             token_width=width["tokens"],
+            pictures=frozenset(load_file(folder / "pictures.safetensors")["digests"].tolist()),
         )
     except FileNotFoundError:
-        raise InputError(f"{folder} has no model.safetensors: the run is not finished; train with --resume") from None
+        raise InputError(
+            f"{folder} has no model.safetensors or no pictures.safetensors: it is not finished; train with --resume"
+        ) from None
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} is not a readable run ({type(error).__name__}: {error}); train it again") from None
+
+
+def method_name(config: TrainConfig, dense: str) -> str:
+    """Return the method that a trained model is: METHOD, or METHOD@DENSE unless DENSE is maskclip."""
+    names = {recipe: name for name, recipe in LEARNED.items()}
+    name = config.model if config.model != "projectors" else names.get(config.recipe, "unmix")
+    return name if dense == "maskclip" else f"{name}@{dense}"
 
 
 def require_backbone(run: Run, backbone: FrozenClip) -> None:

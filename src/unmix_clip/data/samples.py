@@ -77,7 +77,7 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
 
 
 def match_classes(dataset: Dataset, wanted: Dataset) -> Dataset:
-    """Bring a data set's labels and masks to the class list of another; names that it lacks have no positives."""
+    """Bring a data set's labels and masks to the class list of another; names that it lacks are unknown there."""
     if dataset.classes == wanted.classes:
         return dataset
     if not set(dataset.classes) & set(wanted.classes):
@@ -91,7 +91,7 @@ def match_classes(dataset: Dataset, wanted: Dataset) -> Dataset:
     def bring(sample: Sample) -> Sample:
         labels, load_mask = sample.labels, sample.load_mask
         if labels is not None:
-            labels = np.array([labels[i] if i >= 0 else 0 for i in column], dtype=np.int8)
+            labels = np.array([labels[i] if i >= 0 else -1 for i in column], dtype=np.int8)
         if load_mask is None:
             return replace(sample, labels=labels)
 

@@ -33,8 +33,6 @@ class Protocol:
     averaging: str
     """`dataset`: IoU of the classes from one confusion matrix; `image`: mean over pictures of the mean IoU of the
     classes that the picture shows; `image-positive`: the same over those with IoU > 0."""
-    note: str = ""
-    """One line for people, printed beside every result."""
     resize: str = "bilinear"
     """How maps are brought to the mask's size before the best class is taken: `bilinear`, pixel centres aligned
     (`align_corners=False`). Masks are never resized."""
@@ -76,6 +74,25 @@ class Protocol:
         """Whether background is a class that is predicted and scored."""
         return self.background != "ignored"
 
+    @property
+    def note(self) -> str:
+        """One line for people, printed beside every result."""
+        backgrounds = {
+            "threshold": "background is a class, by a fitted threshold",
+            "names": "background is a class, by competing names",
+            "ignored": "object pixels only",
+        }
+        averages = {
+            "dataset": "data set mIoU",
+            "image": "per-picture mean, as the author's code; not comparable",
+            "image-positive": "per-picture mean over IoU > 0, as the author's code; not comparable",
+        }
+        parts = [averages[self.averaging], backgrounds[self.background]]
+        parts += ["classes gated by tags"] * self.tag_gate
+        parts += [f"windows of {self.window_px} px, short side {self.short_side_px}"] * self.slides
+        parts += [f"refined by {self.refinement}"] * (self.refinement != "none")
+        return "; ".join(parts)
+
     def on(self, has_background: bool) -> "Protocol":
         """Return the protocol as it works on a data set: one without background pixels has none to score."""
         return self if has_background else replace(self, background="ignored")
@@ -85,20 +102,19 @@ class Protocol:
         return asdict(self)
 
 
-def _sliding(name: str, background: str, note: str) -> Protocol:
-    return Protocol(name, background, False, "dataset", note, short_side_px=336)
+SLIDING: dict[str, Any] = {"tag_gate": False, "averaging": "dataset", "short_side_px": 336}
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("standard", "threshold", True, "dataset", "data set mIoU, background counts as a class"),
-        Protocol("standard-objects", "ignored", False, "dataset", "data set mIoU over object pixels"),
-        _sliding("sliding", "threshold", "data set mIoU, windows, background by a fitted threshold"),
-        _sliding("sliding-names", "names", "data set mIoU, windows, background by competing names"),
-        _sliding("sliding-objects", "ignored", "data set mIoU over object pixels, windows"),
-        Protocol("paper", "ignored", False, "image", "per-picture mean, as the author's code; not comparable"),
-        Protocol("paper-positive", "ignored", False, "image-positive", "the same over IoU > 0; not comparable"),
+        Protocol("standard", "threshold", True, "dataset"),
+        Protocol("standard-objects", "ignored", False, "dataset"),
+        Protocol("sliding", "threshold", **SLIDING),
+        Protocol("sliding-names", "names", **SLIDING),
+        Protocol("sliding-objects", "ignored", **SLIDING),
+        Protocol("paper", "ignored", False, "image"),
+        Protocol("paper-positive", "ignored", False, "image-positive"),
     )
 }
 
@@ -112,7 +128,7 @@ def find_protocol(text: str) -> Protocol:
     if name not in PROTOCOLS:
         raise InputError(f"unknown protocol {name!r}; expected one of {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[name]
-    types = {field.name: field.type for field in fields(Protocol) if field.name not in ("name", "note")}
+    types = {field.name: field.type for field in fields(Protocol) if field.name != "name"}
     values: dict[str, Any] = {}
     for change in changes:
         key, _, value = change.partition("=")

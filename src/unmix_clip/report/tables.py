@@ -61,6 +61,7 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
     lines = [title, f"protocol: {first['protocol']}{rules}"]
     if seeds := next((r["seeds"] for r in results if "seeds" in r), None):
         lines.append(f"learned methods: mean ± standard deviation over seeds {', '.join(map(str, seeds))}")
+        lines.append(f"intervals and paired differences are over pictures, with seed {seeds[0]}")
     return "\n".join([*lines, "", *align([header, *rows])])
 
 
