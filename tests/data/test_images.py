@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unmix_clip.data.images import image_digest, list_images, load_image, load_image_hw, load_mask_png
-from unmix_clip.data.samples import IGNORE
+from unmix_clip.data.images import image_digest, list_images, load_image, load_image_hw
 from unmix_clip.errors import InputError
 
 
@@ -221,28 +220,3 @@ def test_one_file_by_two_paths_is_one_picture_and_hidden_files_are_none(tmp_path
 def test_the_digest_is_that_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert image_digest(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_masks_are_read_and_checked(tmp_path):
-    file = tmp_path / "mask.png"
-    Image.fromarray(np.array([[0, 1], [2, 255]], dtype=np.uint8)).save(file)
-    assert load_mask_png(file, (2, 2), 2).tolist() == [[0, 1], [2, IGNORE]]
-    with pytest.raises(InputError, match=r"has the values \[2\]; expected 0 to 1 and 255"):
-        load_mask_png(file, (2, 2), 1)
-    with pytest.raises(InputError, match=r"is \(2, 2\), its picture \(3, 2\)"):
-        load_mask_png(file, (3, 2), 2)
-    with pytest.raises(InputError, match="no mask at"):
-        load_mask_png(tmp_path / "gone.png", (2, 2), 2)
-    Image.new("RGB", (2, 2)).save(file)
-    with pytest.raises(InputError, match="has 3 channels; expected one"):
-        load_mask_png(file, (2, 2), 2)
-    Image.new("L", (2, 2)).save(file, "JPEG")
-    with pytest.raises(InputError, match="expected a PNG file"):
-        load_mask_png(file, (2, 2), 2)
-
-
-def test_a_palette_mask_gives_its_indices_not_its_colours(tmp_path):
-    mask = Image.new("P", (2, 1), 1)
-    mask.putpalette([0, 0, 0, 200, 100, 50])
-    mask.save(tmp_path / "mask.png")
-    assert load_mask_png(tmp_path / "mask.png", (1, 2), 1).tolist() == [[1, 1]]

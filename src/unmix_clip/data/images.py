@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from unmix_clip.data.samples import IGNORE
 from unmix_clip.errors import InputError
 
 MAX_PIXELS = 100_000_000
@@ -44,8 +43,6 @@ SWAPPING_TURNS = frozenset(
     (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 )
 """Those that make rows of columns."""
-PNG_IGNORE = 255
-"""Mask value of files that counts for nothing (VOC, ADE20K, Cityscapes, ...)."""
 
 
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -183,31 +180,3 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
 def _is_picture(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
-
-
-def load_mask_png(path: str | Path, expected_hw: tuple[int, int], n_classes: int) -> np.ndarray:
-    """Read an indexed mask (H, W) int32: 0 background, 1 + class index, 255 in the file = IGNORE.
-
-    Raises:
-        InputError: another size than the picture, or values that are no class.
-    """
-    try:
-        with Image.open(path, formats=("PNG",)) as file:
-            found_hw = (file.height, file.width)
-            if found_hw != expected_hw:  # before decoding
-                raise InputError(
-                    f"the mask {path} is {found_hw}, its picture {expected_hw} (rows, columns); expected the same"
-                )
-            mask = np.asarray(file).astype(np.int32)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"no mask at {path}; check the path") from None
-    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the mask {path}: {error}; expected a PNG file") from None
-    if mask.ndim != 2:
-        raise InputError(f"the mask {path} has {mask.shape[2]} channels; expected one, of class numbers or a palette")
-    wrong = sorted(int(value) for value in np.setdiff1d(np.unique(mask), [*range(n_classes + 1), PNG_IGNORE]))
-    if wrong:
-        raise InputError(f"the mask {path} has the values {wrong}; expected 0 to {n_classes} and {PNG_IGNORE} = ignore")
-    return np.where(mask == PNG_IGNORE, IGNORE, mask)

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unmix_clip.data.images import DECODER_ERRORS, PNG_IGNORE
+from unmix_clip.data.images import DECODER_ERRORS
 from unmix_clip.data.samples import IGNORE
 from unmix_clip.errors import InputError
 
+PNG_IGNORE = 255
+"""Mask value of files that counts for nothing (VOC, ADE20K, Cityscapes, ...)."""
 UNEXPECTED = -2
 """What a coding makes of values that no file should have."""
 
@@ -47,6 +49,14 @@ def build_mapping(
     mapping[list(background)] = 0
     mapping[list(values)] = np.arange(1, len(values) + 1)
     return mapping
+
+
+def plain_coding(n_classes: int) -> Coding:
+    """Return the coding of masks that number a class list from 1 on: 0 background, 255 ignored."""
+    if n_classes >= PNG_IGNORE:
+        raise InputError(f"masks of {n_classes} classes do not fit into 8 bits; expected fewer than {PNG_IGNORE}")
+    mend = "0 is the background, a class's value is its place in the class list, from 1 on"
+    return Coding(build_mapping(range(1, n_classes + 1), background=(0,)), "class numbers, 255 ignored", mend)
 
 
 def read_mask(path: str | Path, coding: Coding, expected_hw: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unmix_clip.data.images import image_digests, load_image, load_image_hw, load_mask_png
+from unmix_clip.data.images import image_digests, load_image, load_image_hw
+from unmix_clip.data.mask_files import plain_coding, read_mask
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
 
@@ -135,7 +136,7 @@ def _sample(
 
     def load_mask() -> np.ndarray:
         assert mask_path is not None
-        return load_mask_png(mask_path, load_image_hw(path), len(names))
+        return read_mask(mask_path, plain_coding(len(names)), load_image_hw(path))
 
     return Sample(
         key=row["filepath"],

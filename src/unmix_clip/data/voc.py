@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from unmix_clip.data.counts import count_note
-from unmix_clip.data.images import image_digests, load_image, load_image_hw, load_mask_png
+from unmix_clip.data.images import image_digests, load_image, load_image_hw
+from unmix_clip.data.mask_files import CODINGS, read_mask
 from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
 from unmix_clip.files import read_lines
@@ -162,4 +163,4 @@ def _derive_states(annotation: Path) -> np.ndarray:
 
 
 def _load_mask(mask: Path, picture: Path) -> np.ndarray:
-    return load_mask_png(mask, load_image_hw(picture), len(CLASSES))
+    return read_mask(mask, CODINGS["voc21"], load_image_hw(picture))
