@@ -391,6 +391,7 @@ def _measure(place: Workplace, plan: Plan, bench: Bench, candidate: Candidate) -
         **provenance(place, plan.task, dataset, seed),
         "method": candidate.name,
         "dense": method.dense,
+        "thresholds": vars(candidate.thresholds),
         **candidate.extra,
     }
     if plan.task == "recognition":
