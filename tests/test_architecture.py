@@ -19,6 +19,7 @@ LAYERS = (
     ("evaluator",),
     ("runs",),
     ("unmixer", "jobs"),
+    ("candidates",),
     ("comparison",),
     ("report",),
     ("prediction", "study", "ablation", "reproduction", "analysis", "doctor"),

@@ -242,11 +242,11 @@ def test_an_ablation_refuses_to_fit_on_what_it_measures(cli_run):
 
 def test_names_of_the_background_compete_with_the_classes(cli_run, monkeypatch):
     """mini knows no such names, so some of its own take their part."""
-    from unmix_clip import comparison
+    from unmix_clip import candidates
     from unmix_clip.vocabulary import ClassNames
 
-    monkeypatch.setattr(comparison, "load_names", lambda name: ClassNames(("kite", "scene"), {}))
-    monkeypatch.setattr(comparison.Workplace, "texts", lambda self, prompts, names, synonyms=None: texts(self, names))
+    monkeypatch.setattr(candidates, "load_names", lambda name: ClassNames(("kite", "scene"), {}))
+    monkeypatch.setattr(candidates.Workplace, "texts", lambda self, prompts, names, synonyms=None: texts(self, names))
 
     def texts(place, names):
         from unmix_clip.method.model import ClassTexts
@@ -265,7 +265,7 @@ def test_the_background_is_fitted_to_masks_as_the_protocol_makes_them(cli_run):
     protocol = "standard,tag_gate=false"
     one = results(cli_run(*SEGMENTATION, "--methods", "maskclip", "--protocol", protocol, "--json", "-"))["maskclip"]
     from unmix_clip.backbones import build_backbone
-    from unmix_clip.comparison import build_rivals
+    from unmix_clip.candidates import build_rivals
     from unmix_clip.evaluation.protocols import find_protocol
     from unmix_clip.evaluator import Thresholds, evaluate_masks, fit_thresholds
     from unmix_clip.jobs import Workplace

@@ -11,12 +11,12 @@ from PIL import Image
 from unmix_clip.backbones import build_backbone
 from unmix_clip.backbones.dense import DENSE_STRATEGIES
 from unmix_clip.baselines.training_free import PUBLISHED
-from unmix_clip.comparison import LEARNED
 from unmix_clip.config import recipe_names
 from unmix_clip.data import kinds
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.protocols import PROTOCOLS
 from unmix_clip.reproduction import TRAPS
+from unmix_clip.runs import LEARNED
 
 DOCS = Path(__file__).parents[1] / "docs"
 

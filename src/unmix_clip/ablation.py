@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from unmix_clip.config import TrainConfig, config_from_dict
 from unmix_clip.data.partial import hide_labels
 from unmix_clip.data.samples import Dataset, match_classes
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.metrics import mean_defined, per_class_ap
 from unmix_clip.evaluation.protocols import PROTOCOLS
+from unmix_clip.evaluation.statistics import spread
 from unmix_clip.evaluator import Bench, evaluate_cross_activation, evaluate_masks, tag_scores
 from unmix_clip.jobs import Workplace, entanglement_of, fit_model, provenance, require_disjoint, sibling_split
 from unmix_clip.progress import progress_bar
@@ -122,21 +121,26 @@ def ablate(
     require_disjoint(fitting, training, "trained on")
     require_disjoint(fitting, measured_on, "evaluated")
     require_disjoint(measured_on, training, "trained on")
-    for dataset in (training, fitting, measured_on):
-        place.bench(dataset, dense)  # one pass of the backbone for all dense features
+    # One pass of the backbone for all dense features; masks are read once for all variants.
+    _, *benches = [place.bench(dataset, dense) for dataset in (training, fitting, measured_on)]
     rows = []
     with progress_bar("ablation", len(variants) * len(seeds), "trainings") as bar:
         for variant in variants:
             here = place.with_dense(variant.dense)
             labelled = training if variant.keep == 1.0 else hide_labels(training, variant.keep, 0)
-            benches = here.bench(fitting), here.bench(measured_on)
             values: dict[str, list[float | None]] = {key: [] for key in FIGURES}
             for seed in seeds:
                 figures = _measure(here, replace(variant.config, seed=seed), labelled, *benches)
                 for key in FIGURES:
                     values[key].append(figures[key])
                 bar.advance(note=variant.name)
-            rows.append({"variant": variant.name, "changes": dict(variant.changes), "figures": _spread(values)})
+            rows.append(
+                {
+                    "variant": variant.name,
+                    "changes": dict(variant.changes),
+                    "figures": {key: spread(of) for key, of in values.items()},
+                }
+            )
     return {
         **provenance(place, "ablation", measured_on, seeds[0]),
         "protocol": "thresholds fitted on " + fitting.spec + "; masks: standard-objects and standard",
@@ -176,12 +180,3 @@ def _measure(
             "cross_activation": evaluate_cross_activation(method, bench)["cross_activation"],
         }
     return figures
-
-
-def _spread(values: Mapping[str, list[float | None]]) -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = {}
-    for key, of_seeds in values.items():
-        numbers = [value for value in of_seeds if value is not None]
-        std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-        table[key] = {"mean": mean_defined(of_seeds), "std": std, "values": of_seeds}
-    return table

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unmix_clip.backbones import build_backbone
-from unmix_clip.comparison import build_rivals
+from unmix_clip.candidates import build_rivals
 from unmix_clip.errors import InputError
 from unmix_clip.evaluation.entanglement import cosine_matrix, text_entanglement
 from unmix_clip.evaluator import evaluate_cross_activation

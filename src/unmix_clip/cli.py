@@ -193,7 +193,7 @@ def evaluate(
     plan = _plan(data, task, protocol, fit_data, train_data, class_split, [seed])
     if not (method or runs):
         raise InputError("evaluate measures one method: add --model RUN, or --method NAME")
-    from unmix_clip.comparison import run_name
+    from unmix_clip.candidates import run_name
 
     results = _compare(place, plan, [method or run_name(runs[0])], runs)
     _emit(results[0], json_file, table=results)
@@ -400,7 +400,7 @@ def _plan(
     seeds: Sequence[int],
     against: str | None = None,
 ) -> Any:
-    from unmix_clip.comparison import Plan
+    from unmix_clip.candidates import Plan
     from unmix_clip.evaluation.protocols import find_protocol
     from unmix_clip.vocabulary import load_class_split
 
@@ -422,10 +422,10 @@ def _plan(
 def _compare(place: Any, plan: Any, methods: Sequence[str] | None, runs: Sequence[Any]) -> list[dict[str, Any]]:
     from dataclasses import replace
 
-    from unmix_clip import comparison
+    from unmix_clip import candidates, comparison
 
     if methods is None:
-        methods = comparison.default_methods(place.backbone.dense_names, runs)
+        methods = candidates.default_methods(place.backbone.dense_names, runs)
     return comparison.compare(place, replace(plan, methods=methods), runs)
 
 

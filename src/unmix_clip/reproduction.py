@@ -13,20 +13,20 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from unmix_clip.backbones import build_backbone
 from unmix_clip.backbones.clip import FrozenClip
-from unmix_clip.comparison import SPREAD, Plan, compare
+from unmix_clip.candidates import Plan
+from unmix_clip.comparison import SPREAD, compare
 from unmix_clip.config import TrainConfig, config_from_dict, read_recipe
 from unmix_clip.data import load_data
 from unmix_clip.data.images import pictures_unread
 from unmix_clip.data.samples import match_classes
 from unmix_clip.data.windows import window_boxes
 from unmix_clip.errors import InputError
-from unmix_clip.evaluation.metrics import mean_defined
 from unmix_clip.evaluation.protocols import find_protocol
+from unmix_clip.evaluation.statistics import spread
 from unmix_clip.features import default_cache, stored_bytes
 from unmix_clip.jobs import Workplace, fit_model, hold_out, provenance
 from unmix_clip.runs import Run
@@ -259,8 +259,8 @@ def reproduce(
             cell.data, cell.task, ["unmix"], find_protocol(cell.protocol), fit_data=cell.fit, seeds=experiment.seeds
         )
         (result,) = compare(place, plan, runs)
-        values = result.get("spread", {}).get(cell.figure, {}).get("values", [result[cell.figure]])
-        mean = mean_defined(values)
+        over_seeds = result.get("spread", {}).get(cell.figure) or spread([result[cell.figure]])
+        mean = over_seeds["mean"]
         cells.append(
             {
                 "data": cell.data,
@@ -271,8 +271,8 @@ def reproduce(
                 "published": cell.published,
                 "source": cell.source,
                 "ours": mean,
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 and None not in values else None,
-                "values": values,
+                "std": over_seeds["std"],
+                "values": over_seeds["values"],
                 "difference": None if None in (mean, cell.published) else mean - cell.published,  # type: ignore[operator]
             }
         )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from unmix_clip.backbones.clip import FrozenClip
 from unmix_clip.backbones.identity import BackboneIdentity, require_same
 from unmix_clip.config import TrainConfig, config_from_dict
-from unmix_clip.data.samples import Dataset
+from unmix_clip.data.samples import Dataset, Sample
 from unmix_clip.errors import InputError
 from unmix_clip.evaluator import Thresholds
 from unmix_clip.files import make_folder, read_json, write_json, written_whole
@@ -53,7 +53,7 @@ class Run:
     token_width: int = 0
     """Width of the text tower's token embeddings."""
     pictures: frozenset[int] = frozenset()
-    """The pictures that it was trained on, see `picture_numbers`."""
+    """The pictures that it was trained on, see `picture_number`."""
 
 
 def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
@@ -82,9 +82,14 @@ def save_run(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
     )
 
 
+def picture_number(sample: Sample) -> int:
+    """Return the start of a picture's digest as a number, as a run remembers what it was trained on."""
+    return int(sample.digest[:PICTURE_DIGITS], 16)
+
+
 def picture_numbers(dataset: Dataset) -> frozenset[int]:
-    """Return the start of every picture's digest as a number, as a run remembers what it was trained on."""
-    return frozenset(int(sample.digest[:PICTURE_DIGITS], 16) for sample in dataset.samples)
+    """Return `picture_number` of every picture."""
+    return frozenset(picture_number(sample) for sample in dataset.samples)
 
 
 def load_run(folder: Path) -> Run:

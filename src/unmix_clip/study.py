@@ -10,13 +10,14 @@ import numpy as np
 from unmix_clip.backbones import build_backbone
 from unmix_clip.baselines.pixel_probe import train_pixel_probe
 from unmix_clip.baselines.training_free import PLAIN, TrainingFree
-from unmix_clip.comparison import RECOGNITION_PROTOCOL, build_rivals
+from unmix_clip.candidates import build_rivals
 from unmix_clip.config import TrainConfig
 from unmix_clip.data.samples import Dataset
 from unmix_clip.data.scenes import class_groups
+from unmix_clip.evaluation import statistics
 from unmix_clip.evaluation.metrics import mean_defined
 from unmix_clip.evaluation.protocols import PROTOCOLS
-from unmix_clip.evaluation.recognition import evaluate_recognition
+from unmix_clip.evaluation.recognition import PROTOCOL, evaluate_recognition
 from unmix_clip.evaluator import (
     Method,
     Thresholds,
@@ -86,7 +87,7 @@ class Study:
         tags = {
             **common,
             "task": "recognition",
-            "protocol": RECOGNITION_PROTOCOL,
+            "protocol": PROTOCOL,
             **evaluate_recognition(
                 tag_scores(method, bench), bench.labels, bench.dataset.classes, thresholds.tag, seed=seed
             ),
@@ -161,13 +162,5 @@ class Study:
 
 
 def spread(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
-    """Return mean and standard deviation (n - 1) over seeds, and the values, of every figure."""
-    table = {key: [m.figures()[key] for m in measured] for key in FIGURES}
-    return {
-        key: {
-            "mean": float(np.mean(values)),
-            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "values": values,
-        }
-        for key, values in table.items()
-    }
+    """Return the spread over seeds of every figure."""
+    return {key: statistics.spread([m.figures()[key] for m in measured]) for key in FIGURES}

@@ -27,7 +27,7 @@ def slow_surgery(image_features, text_features):
 
 def test_clip_surgery_equals_the_published_feature_surgery():
     patches, pooled, texts = unit(2, 5, 7), unit(2, 7), unit(4, 7)
-    method = build_training_free("clip-surgery", 3 * texts, torch.zeros(7), torch.zeros(7))
+    method = build_training_free("clip-surgery", 3 * texts, None)
     expected = slow_surgery(torch.cat([pooled[:, None], patches], 1), texts)
     scores = method.score(patches, pooled, None)
     torch.testing.assert_close(scores.logits, expected[:, 0], rtol=0, atol=1e-5)
@@ -37,7 +37,7 @@ def test_clip_surgery_equals_the_published_feature_surgery():
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("naclip")])
 def test_every_dense_score_has_the_four_forms(name):
     patches, pooled, texts, mean = unit(2, 20, 7), unit(2, 7), unit(4, 7), unit(7) / 3
-    method = build_training_free(name, texts, mean, torch.zeros(7))
+    method = build_training_free(name, texts, mean)
     method = method if method.scale is None else method.with_scale(6.0)
     t = texts if "centred" not in name else F.normalize(texts - texts.mean(0), dim=-1)
     p = patches if "centred" not in name else F.normalize(patches - mean, dim=-1)

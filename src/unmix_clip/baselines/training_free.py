@@ -85,18 +85,17 @@ def dense_of(name: str) -> str | None:
     return None if kind == "clip" else kind
 
 
-def build_training_free(name: str, texts: Tensor, mean_patch: Tensor, mean_pooled: Tensor) -> TrainingFree:
+def build_training_free(name: str, texts: Tensor, mean: Tensor | None) -> TrainingFree:
     """Build one of `NAMES`.
 
     Args:
         name: its name.
         texts: (C, D) text features of the names asked.
-        mean_patch: (D,) mean L2-normalised location of the fitting split, by its dense strategy.
-        mean_pooled: (D,) mean L2-normalised pooled feature of the fitting split.
+        mean: (D,) mean L2-normalised location of the fitting split by its dense strategy, for `clip` pooled feature;
+            only the centred forms need it.
     """
     dense, centred, softmax = dense_of(name), "-centred" in name, name.endswith("-softmax")
     unit = F.normalize(texts.float(), dim=-1)
     if centred:
         unit = F.normalize(unit - unit.mean(0), dim=-1)
-    mean = (mean_patch if dense else mean_pooled) if centred else None
-    return TrainingFree(name, unit, dense, SOFTMAX_SCALES[0] if softmax else None, mean)
+    return TrainingFree(name, unit, dense, SOFTMAX_SCALES[0] if softmax else None, mean if centred else None)

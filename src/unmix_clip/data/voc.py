@@ -24,7 +24,8 @@ from unmix_clip.vocabulary import load_names
 
 LAYOUT = "voc2007:ROOT@SPLIT (ROOT/VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/Main}, or ROOT further inside)"
 YEARS = (2007, 2012)
-CLASSES, SYNONYMS = load_names("voc").names, load_names("voc").synonyms
+_WORDS = load_names("voc")
+CLASSES, SYNONYMS = _WORDS.names, _WORDS.synonyms
 """In VOC's own order and spelling (mask value = 1 + index), and everyday words where VOC's differ."""
 DIFFICULT = {"ignore": -1, "negative": 0, "positive": 1}
 """The label of a class that a picture shows only as difficult objects, by rule."""

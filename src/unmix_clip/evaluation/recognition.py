@@ -17,6 +17,8 @@ from unmix_clip.evaluation.metrics import (
 )
 from unmix_clip.evaluation.statistics import RESAMPLES, bootstrap_map, interval, resampling_weights
 
+PROTOCOL = "average precision per class, all images"
+"""What stands beside every result."""
 TOP_K = (3, 5)
 """Highest names of a picture that count as said where classes are seen and unseen, the literature's."""
 

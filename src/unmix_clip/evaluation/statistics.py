@@ -4,7 +4,7 @@ Pictures are drawn with replacement; a resample is how often each was drawn, so 
 not once a resample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,13 @@ def _paired(difference: float, resampled: np.ndarray) -> PairedDifference:
         return PairedDifference(difference, None, None)
     fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
     return PairedDifference(difference, ci95, float(min(1.0, 2 * (fewer + 1) / (len(resampled) + 1))))
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return mean and standard deviation (n - 1) of a figure over seeds, and the values; None where undefined."""
+    known = [value for value in values if value is not None]
+    std = float(np.std(known, ddof=1)) if 1 < len(known) == len(values) else None
+    return {"mean": mean_defined(values), "std": std, "values": list(values)}
 
 
 def per_class_differences(
